@@ -1,0 +1,156 @@
+"""Randomness by address: the only module that makes random numbers.
+
+Every random number of asyncsim is a function of where it is used, never of what was drawn before:
+
+    (seed, replica, worker, draw, purpose, index)  ->  one number
+
+so draw 17 of worker 3 is the same number in every engine, in every process and in every order of evaluation,
+and one replica can be made again alone. The function is Philox4x32-10 (Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011): the key is the seed (64 bits), the counter is the four 32-bit words
+(draw, purpose and index, worker, replica). `purpose` takes the upper 8 bits of its word, `index` the lower 24.
+
+The server draws with ``worker = -1`` and ``draw = update``; shared randomness with ``worker = -1`` and
+``draw = round``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+#: What a number is for. A new use gets a new number; a number is never given away twice.
+SERVICE = 1  # a worker's service time; index: attempt of a rejection sampler
+SERVER = 2  # the server's service time
+LATENCY_UP = 3  # latency of a message to the server; index: hop
+LATENCY_DOWN = 4  # latency of a message to a worker; index: hop
+SAMPLE = 5  # which data a stochastic gradient uses; index: position in the mini-batch
+NOISE = 6  # noise added to a gradient; index: coordinate pair
+STALENESS = 7  # a staleness drawn from a law
+START = 8  # a random starting point; index: coordinate pair
+DATA = 9  # synthetic data; index: coordinate pair
+RESAMPLE = 10  # bootstrap resampling in an estimator; index: position
+WORKER = 11  # which worker a synthetic update is given to
+LOSS = 12  # the loss that nature picks in an online problem
+
+MAX_INDEX = 1 << 24
+_INDEX_BITS = np.uint32(24)
+
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+_MULTIPLIER_0 = np.uint64(0xD2511F53)
+_MULTIPLIER_1 = np.uint64(0xCD9E8D57)
+_WEYL_0 = np.uint32(0x9E3779B9)
+_WEYL_1 = np.uint32(0xBB67AE85)
+_TO_UNIT = 1.0 / 9007199254740992.0  # 2^-53
+_DROP = np.uint64(11)
+
+
+@njit(cache=True, inline="never")
+def philox(seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
+    """Return the two 64-bit words of Philox4x32-10 at an address."""
+    key = np.uint64(seed)
+    k0 = np.uint32(key & _LOW)
+    k1 = np.uint32(key >> _SHIFT)
+    c0 = np.uint32(np.int64(draw) & 0xFFFFFFFF)
+    c1 = np.uint32((np.uint32(purpose) << _INDEX_BITS) | np.uint32(index))
+    c2 = np.uint32(np.int64(worker) & 0xFFFFFFFF)
+    c3 = np.uint32(np.int64(replica) & 0xFFFFFFFF)
+    for _ in range(10):
+        product_0 = _MULTIPLIER_0 * np.uint64(c0)
+        product_1 = _MULTIPLIER_1 * np.uint64(c2)
+        high_0 = np.uint32(product_0 >> _SHIFT)
+        high_1 = np.uint32(product_1 >> _SHIFT)
+        low_0 = np.uint32(product_0 & _LOW)
+        low_1 = np.uint32(product_1 & _LOW)
+        c0 = np.uint32(high_1 ^ c1 ^ k0)
+        c1 = low_1
+        c2 = np.uint32(high_0 ^ c3 ^ k1)
+        c3 = low_0
+        k0 = np.uint32(k0 + _WEYL_0)
+        k1 = np.uint32(k1 + _WEYL_1)
+    return (np.uint64(c1) << _SHIFT) | np.uint64(c0), (np.uint64(c3) << _SHIFT) | np.uint64(c2)
+
+
+@njit(cache=True)
+def uniform(seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
+    """Return a number uniform on the open interval (0, 1), with 53 random bits."""
+    word, _ = philox(seed, replica, worker, draw, purpose, index)
+    return (np.float64(word >> _DROP) + 0.5) * _TO_UNIT
+
+
+@njit(cache=True)
+def normal_pair(seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
+    """Return two independent standard normal numbers (Box and Muller 1958)."""
+    first, second = philox(seed, replica, worker, draw, purpose, index)
+    radius = math.sqrt(-2.0 * math.log((np.float64(first >> _DROP) + 0.5) * _TO_UNIT))
+    angle = 2.0 * math.pi * (np.float64(second >> _DROP) + 0.5) * _TO_UNIT
+    return radius * math.cos(angle), radius * math.sin(angle)
+
+
+@njit(cache=True)
+def _uniforms(seed, replica, worker, draw, purpose, out):  # type: ignore[no-untyped-def]
+    for row in range(out.shape[0]):
+        for index in range(out.shape[1]):
+            out[row, index] = uniform(seed, replica[row], worker[row], draw[row], purpose, index)
+
+
+@njit(cache=True)
+def _integers(seed, replica, worker, draw, purpose, high, out):  # type: ignore[no-untyped-def]
+    for row in range(out.shape[0]):
+        for index in range(out.shape[1]):
+            # 53 random bits: the bias towards any value is below high * 2^-53.
+            out[row, index] = np.int64(
+                uniform(seed, replica[row], worker[row], draw[row], purpose, index) * high
+            )
+
+
+@njit(cache=True)
+def _normals(seed, replica, worker, draw, purpose, out):  # type: ignore[no-untyped-def]
+    size = out.shape[1]
+    for row in range(out.shape[0]):
+        for index in range((size + 1) // 2):
+            first, second = normal_pair(seed, replica[row], worker[row], draw[row], purpose, index)
+            out[row, 2 * index] = first
+            if 2 * index + 1 < size:
+                out[row, 2 * index + 1] = second
+
+
+def _rows(*parts: object) -> tuple[tuple[int, ...], list[np.ndarray]]:
+    """Broadcast parts of an address and flatten them to one row each."""
+    arrays = np.broadcast_arrays(*[np.asarray(part, dtype=np.int64) for part in parts])
+    return arrays[0].shape, [np.ascontiguousarray(array.reshape(-1)) for array in arrays]
+
+
+def _fill(kernel, seed, replica, worker, draw, purpose, size, dtype, *extra):  # type: ignore[no-untyped-def]
+    if not 0 <= size <= MAX_INDEX:
+        raise ValueError(f"an address holds at most {MAX_INDEX} numbers, asked for {size}")
+    shape, rows = _rows(replica, worker, draw)
+    out = np.empty((rows[0].size, size), dtype=dtype)
+    kernel(np.uint64(seed), *rows, purpose, *extra, out)
+    return out.reshape((*shape, size))
+
+
+def uniforms(seed: int, replica, worker, draw, purpose: int, size: int) -> np.ndarray:  # type: ignore[no-untyped-def]
+    """Return `size` uniform numbers on (0, 1) at each address.
+
+    `replica`, `worker` and `draw` may be integers or arrays that broadcast; the result has their shape
+    followed by `size`.
+
+    >>> uniforms(7, 0, 3, 17, SAMPLE, 2).shape
+    (2,)
+    >>> bool((uniforms(7, [0, 5], 3, 17, SAMPLE, 4)[1] == uniforms(7, 5, 3, 17, SAMPLE, 4)).all())
+    True
+    """
+    return _fill(_uniforms, seed, replica, worker, draw, purpose, size, np.float64)
+
+
+def integers(seed: int, replica, worker, draw, purpose: int, size: int, high: int) -> np.ndarray:  # type: ignore[no-untyped-def]
+    """Return `size` integers uniform on 0 … high − 1 at each address; shapes as in `uniforms`."""
+    return _fill(_integers, seed, replica, worker, draw, purpose, size, np.int64, high)
+
+
+def normals(seed: int, replica, worker, draw, purpose: int, size: int) -> np.ndarray:  # type: ignore[no-untyped-def]
+    """Return `size` standard normal numbers at each address; shapes as in `uniforms`."""
+    return _fill(_normals, seed, replica, worker, draw, purpose, size, np.float64)
