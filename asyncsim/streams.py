@@ -101,9 +101,7 @@ def _integers(seed, replica, worker, draw, purpose, high, out):  # type: ignore[
     for row in range(out.shape[0]):
         for index in range(out.shape[1]):
             # 53 random bits: the bias towards any value is below high * 2^-53.
-            out[row, index] = np.int64(
-                uniform(seed, replica[row], worker[row], draw[row], purpose, index) * high
-            )
+            out[row, index] = np.int64(uniform(seed, replica[row], worker[row], draw[row], purpose, index) * high)
 
 
 @njit(cache=True)

@@ -1,0 +1,366 @@
+"""The trace: which worker read which version of the model, and which update its gradient went into.
+
+`docs/trace.md` specifies the table, its rules and the model that they describe. A `Trace` is checked once, when it is
+built, and then frozen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+#: Kinds of simultaneous events, in the order in which they happen.
+APPLY, ARRIVE, HOP, COMPUTED, RECEIVE = range(5)
+
+#: What can become of a gradient; the position is the code that the column holds.
+STATUSES = ("applied", "discarded", "cancelled", "lost")
+APPLIED, DISCARDED, CANCELLED, LOST = range(4)
+
+REQUIRED = {
+    "replica": np.int32,
+    "worker": np.int32,
+    "draw": np.int64,
+    "read_version": np.int64,
+    "update": np.int64,
+    "status": np.int8,
+}
+TIMES = ("read_time", "start_time", "done_time", "arrive_time", "apply_time")
+OPTIONAL = dict.fromkeys(TIMES, np.float64) | {"bytes_up": np.int64, "bytes_down": np.int64, "block": np.int32}
+COLUMNS = REQUIRED | OPTIONAL
+EVENT_KINDS = ("barrier", "stop", "crash", "return")
+
+
+class Row(NamedTuple):
+    """One gradient as a method and a problem see it: the address of its randomness and its place in the schedule.
+
+    Each field is a number, or, when replicas run as a batch, an array with one number per replica.
+    """
+
+    seed: int
+    replica: Any
+    worker: Any
+    draw: Any
+    update: Any = -1
+    staleness: Any = 0
+    block: Any = -1
+
+
+class UpdateRows(NamedTuple):
+    """The gradients of one update of one replica, as a source hands them to `on_update`.
+
+    `worker`, `draw`, `read_version` and `block` are arrays with one entry per gradient, in order of arrival.
+    `oldest_read` is the oldest version that a gradient still on its way was computed from.
+    """
+
+    replica: int
+    update: int
+    time: float
+    worker: np.ndarray
+    draw: np.ndarray
+    read_version: np.ndarray
+    block: np.ndarray
+    oldest_read: int
+
+
+class TraceError(ValueError):
+    """A table that breaks a rule of docs/trace.md; the message names the rule and the first row that breaks it."""
+
+
+class Trace:
+    """A checked, frozen table of gradients.
+
+    Parameters
+    ----------
+    columns
+        Arrays by column name, all of one length; see docs/trace.md for names and types.
+    seed, workers
+        The seed that addresses the trace's randomness, and the number of workers M.
+    updates
+        Number of updates T_r of each replica, in the order of `replicas`.
+    replicas
+        Identifiers of the replicas; 0 … R−1 if left out.
+    events
+        Rows (replica, time, worker, kind) of barriers and stops.
+    consecutive_draws
+        False for imported traces, whose draws per worker only have to increase.
+
+    >>> columns = dict(replica=[0, 0], worker=[0, 1], draw=[0, 0], read_version=[0, 0], update=[0, 1], status=[0, 0])
+    >>> Trace(columns, seed=7, workers=2, updates=[2]).staleness().tolist()
+    [0, 1]
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, Any],
+        *,
+        seed: int,
+        workers: int,
+        updates: Any,
+        replicas: Any = None,
+        events: Any = (),
+        consecutive_draws: bool = True,
+    ):
+        unknown = set(columns) - set(COLUMNS)
+        missing = set(REQUIRED) - set(columns)
+        if unknown or missing:
+            raise TraceError(f"columns: unknown {sorted(unknown)}, missing {sorted(missing)}; known: {list(COLUMNS)}")
+        self._columns = {name: _column(columns[name], kind, name) for name, kind in COLUMNS.items() if name in columns}
+        self.seed = int(seed)
+        self.workers = int(workers)
+        self.updates = _column(updates, np.int64, "updates")
+        count = np.arange(self.updates.size) if replicas is None else replicas
+        self.replicas = _column(count, np.int32, "replicas")
+        self.events = tuple((int(r), float(t), int(w), str(kind)) for r, t, w, kind in events)
+        self.consecutive_draws = bool(consecutive_draws)
+        check(self)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Return a column, read-only."""
+        if name not in self._columns:
+            raise KeyError(f"the trace has no column '{name}'; it has: {', '.join(self._columns)}")
+        return self._columns[name]
+
+    def __contains__(self, name: str) -> bool:
+        """Say whether the trace has this column."""
+        return name in self._columns
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return int(self._columns["replica"].size)
+
+    def __repr__(self) -> str:
+        """Describe the trace in one line."""
+        return (
+            f"Trace({len(self):,} gradients, {self.workers} workers, {self.replicas.size} replicas, "
+            f"{int(self.updates.sum()):,} updates, seed {self.seed})"
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns that the trace has."""
+        return tuple(self._columns)
+
+    @property
+    def has_times(self) -> bool:
+        """Whether the trace says when its updates were applied."""
+        return "apply_time" in self and not bool(np.isnan(self["apply_time"]).all())
+
+    def staleness(self, *, warmup: int = 0) -> np.ndarray:
+        """Return the staleness, update − read_version, of every applied gradient, leaving out `warmup` updates."""
+        used = (self["status"] == APPLIED) & (self["update"] >= warmup)
+        return self["update"][used] - self["read_version"][used]
+
+    def slices(self) -> Iterator[tuple[int, int, slice]]:
+        """Yield (replica, its number of updates, its rows) in order."""
+        bounds = np.searchsorted(self["replica"], self.replicas, side="left")
+        ends = np.searchsorted(self["replica"], self.replicas, side="right")
+        for replica, count, low, high in zip(self.replicas, self.updates, bounds, ends, strict=True):
+            yield int(replica), int(count), slice(int(low), int(high))
+
+    def update_times(self, replica: int) -> np.ndarray:
+        """Return the time of each update of a replica, NaN where unknown; shape (updates,)."""
+        place = int(np.flatnonzero(self.replicas == replica)[0])
+        times = np.full(int(self.updates[place]), np.nan)
+        if "apply_time" in self:
+            mine = (self["replica"] == replica) & (self["status"] == APPLIED)
+            times[self["update"][mine]] = self["apply_time"][mine]
+        return times
+
+    def to_frame(self) -> Any:
+        """Return the table as a pandas DataFrame, `status` as a category, with the derived column `staleness`."""
+        import pandas as pd
+
+        frame = pd.DataFrame({name: np.array(column) for name, column in self._columns.items()})
+        frame["status"] = pd.Categorical.from_codes(frame["status"], categories=list(STATUSES))
+        staleness = self["update"] - self["read_version"]
+        frame["staleness"] = pd.array(staleness, dtype="Int64")
+        frame.loc[np.asarray(self["status"] != APPLIED), "staleness"] = pd.NA
+        return frame
+
+    def sha256(self) -> str:
+        """Return the hash of what the trace says: its columns, seed, workers, updates and events, not its file."""
+        digest = hashlib.sha256()
+        for name, column in self._columns.items():
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("<")).tobytes())
+        digest.update(repr((self.seed, self.workers, self.updates.tolist(), self.replicas.tolist())).encode())
+        digest.update(repr(self.events).encode())
+        return digest.hexdigest()
+
+
+def _column(values: Any, kind: Any, name: str) -> np.ndarray:
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise TraceError(f"column {name}: must have one dimension, has {array.ndim}")
+    if np.dtype(kind).kind == "i" and array.size and not np.can_cast(array.dtype, kind, casting="safe"):
+        exact = array.dtype.kind in "iu" and array.min() >= np.iinfo(kind).min and array.max() <= np.iinfo(kind).max
+        if not exact:
+            raise TraceError(f"column {name}: must hold whole numbers that fit {np.dtype(kind).name}")
+    column = np.array(array, dtype=kind)
+    column.flags.writeable = False
+    return column
+
+
+# --- the rules, in the order of docs/trace.md ---------------------------------------------------------------------
+
+
+def check(trace: Trace) -> None:
+    """Check every rule of docs/trace.md; the first one that a row breaks is raised as a `TraceError`."""
+    for rule in RULES:
+        rule(trace)
+
+
+def _refuse(trace: Trace, rule: int, bad: np.ndarray, message: str) -> None:
+    """Raise the error of `rule` where any row is bad."""
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        shown = ", ".join(f"{name}={trace[name][row]}" for name in trace.columns)
+        raise TraceError(f"rule {rule}: {message} (row {row}: {shown})")
+
+
+def _same_length(trace: Trace) -> None:
+    sizes = {name: trace[name].size for name in trace.columns}
+    if len(set(sizes.values())) > 1:
+        raise TraceError(f"rule 1: columns must have one length, got {sizes}")
+    if trace.replicas.size != trace.updates.size or (np.diff(trace.replicas) <= 0).any():
+        raise TraceError("rule 1: replicas must increase and each have its number of updates")
+    if trace.workers < 1 or (trace.updates < 0).any():
+        raise TraceError("rule 1: at least one worker, and no negative number of updates")
+
+
+def _ranges(trace: Trace) -> None:
+    _refuse(trace, 2, ~np.isin(trace["replica"], trace.replicas), "replica is not one of the trace's")
+    _refuse(trace, 2, (trace["worker"] < 0) | (trace["worker"] >= trace.workers), "worker must be 0 … workers − 1")
+    _refuse(trace, 2, trace["draw"] < 0, "draw must not be negative")
+    _refuse(trace, 2, (trace["status"] < 0) | (trace["status"] >= len(STATUSES)), f"status must be one of {STATUSES}")
+
+
+def _time_order(trace: Trace) -> None:
+    times = [trace[name] for name in TIMES if name in trace]
+    for column, name in zip(times, (name for name in TIMES if name in trace), strict=True):
+        _refuse(trace, 3, np.isinf(column), f"{name} must be finite or NaN")
+    latest = np.full(len(trace), -np.inf)
+    for column in times:
+        _refuse(trace, 3, column < latest, "times must satisfy read ≤ start ≤ done ≤ arrive ≤ apply")
+        latest = np.where(np.isnan(column), latest, column)
+
+
+def _row_order(trace: Trace) -> None:
+    _refuse(trace, 4, np.diff(trace["replica"], prepend=-(2**31)) < 0, "rows must be grouped by increasing replica")
+    same = np.diff(trace["replica"], prepend=-1) == 0
+    keys = order_keys(trace)
+    if keys is None:
+        applied = np.where(trace["status"] == APPLIED, trace["update"], -1)
+        previous = _running_maximum(applied, same)
+        _refuse(trace, 4, same & (applied >= 0) & (applied < previous), "without times, rows must follow their updates")
+        return
+    before = np.zeros(len(trace), dtype=bool)
+    tied = same.copy()
+    for key in keys:
+        step = np.diff(key, prepend=key[:1])
+        before |= tied & (step < 0)
+        tied &= step == 0
+    before |= tied  # equal in everything, the draw included: the same gradient twice
+    _refuse(trace, 4, before, "rows must be in order of arrival, ties by kind, worker and draw")
+
+
+def order_keys(trace: Trace | Mapping[str, np.ndarray]) -> list[np.ndarray] | None:
+    """Return the keys (time, kind, worker, draw) that order the rows of a replica; None where times are unknown."""
+    if "arrive_time" not in trace or "apply_time" not in trace:
+        return None
+    arrive, settled = trace["arrive_time"], trace["apply_time"]
+    time = np.where(np.isnan(arrive), settled, arrive)
+    if np.isnan(time).any():
+        return None
+    kind = np.where(np.isnan(arrive), RECEIVE, ARRIVE)
+    return [time, kind, np.asarray(trace["worker"]), np.asarray(trace["draw"])]
+
+
+def _running_maximum(values: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Return the largest earlier value of the same replica, at each row."""
+    out = np.empty_like(values)
+    starts = np.flatnonzero(~same)
+    for low, high in zip(starts, [*starts[1:], values.size], strict=True):
+        out[low:high] = np.maximum.accumulate(values[low:high])
+    return out
+
+
+def _versions(trace: Trace) -> None:
+    applied = trace["status"] == APPLIED
+    _refuse(trace, 5, trace["read_version"] < 0, "read_version must not be negative")
+    _refuse(trace, 5, applied & (trace["update"] < 0), "an applied gradient must name its update")
+    _refuse(trace, 5, ~applied & (trace["update"] != -1), "a gradient that was not applied has update −1")
+    _refuse(trace, 5, applied & (trace["read_version"] > trace["update"]), "read_version must not exceed update")
+    limits = trace.updates[np.searchsorted(trace.replicas, trace["replica"])] if len(trace) else np.empty(0)
+    _refuse(
+        trace, 5, trace["read_version"] >= np.maximum(limits, 1), "read_version must be below the replica's updates"
+    )
+    _refuse(trace, 5, trace["update"] >= limits, "update must be below the replica's number of updates")
+
+
+def _no_gaps(trace: Trace) -> None:
+    for replica, count, rows in trace.slices():
+        used = trace["update"][rows][trace["status"][rows] == APPLIED]
+        missing = np.flatnonzero(np.bincount(used, minlength=count)[:count] == 0)
+        if missing.size:
+            raise TraceError(f"rule 6: updates must count 0 … {count - 1}: replica {replica} lacks update {missing[0]}")
+
+
+def _draws(trace: Trace) -> None:
+    order = np.lexsort((trace["draw"], trace["worker"], trace["replica"]))
+    draw = trace["draw"][order]
+    new = (np.diff(trace["worker"][order], prepend=-1) != 0) | (np.diff(trace["replica"][order], prepend=-(2**31)) != 0)
+    step = np.diff(draw, prepend=-1)
+    bad = np.zeros(len(trace), dtype=bool)
+    if trace.consecutive_draws:
+        bad[order] = np.where(new, draw != 0, step != 1)
+        _refuse(trace, 7, bad, "draws of a worker must count 0, 1, 2, …")
+    else:
+        bad[order] = ~new & (step <= 0)
+        _refuse(trace, 7, bad, "draws of a worker must be distinct")
+
+
+def _one_time_per_update(trace: Trace) -> None:
+    if "apply_time" not in trace:
+        return
+    for replica, count, rows in trace.slices():
+        applied = trace["status"][rows] == APPLIED
+        update, time = trace["update"][rows][applied], trace["apply_time"][rows][applied]
+        first = np.full(count, np.nan)
+        first[update] = time
+        unequal = (first[update] != time) & ~(np.isnan(first[update]) & np.isnan(time))
+        if unequal.any():
+            raise TraceError(f"rule 8: replica {replica}: update {update[unequal][0]} has two apply times")
+        known = first[~np.isnan(first)]
+        if (np.diff(known) < 0).any():
+            raise TraceError(f"rule 8: replica {replica}: apply times must not decrease from update to update")
+
+
+def _reads_agree(trace: Trace) -> None:
+    if "read_time" not in trace or "apply_time" not in trace:
+        return
+    bad = np.zeros(len(trace), dtype=bool)
+    for replica, _, rows in trace.slices():
+        times = trace.update_times(replica)
+        read, version = trace["read_time"][rows], trace["read_version"][rows]
+        if np.isnan(times).any():
+            continue
+        fewest, most = np.searchsorted(times, read, side="left"), np.searchsorted(times, read, side="right")
+        bad[rows] = ~np.isnan(read) & ((version < fewest) | (version > most))
+    _refuse(trace, 9, bad, "read_version must be the number of updates applied by read_time")
+
+
+RULES = (
+    _same_length,
+    _ranges,
+    _time_order,
+    _row_order,
+    _versions,
+    _no_gaps,
+    _draws,
+    _one_time_per_update,
+    _reads_agree,
+)
