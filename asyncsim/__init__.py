@@ -1,0 +1,1 @@
+"""asyncsim: a laboratory for asynchronous optimization."""

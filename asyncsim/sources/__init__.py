@@ -1,0 +1,82 @@
+"""Sources: whatever makes a trace. `simulate` picks the one that a scenario names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from asyncsim.scenario import Scenario, ScenarioError
+
+if TYPE_CHECKING:
+    from asyncsim.sources.simpy_model import OnUpdate
+    from asyncsim.trace import Trace
+
+#: Bytes of one coordinate in a message.
+BYTES_PER_COORDINATE = 8
+
+
+def simulate(
+    scenario: Scenario,
+    *,
+    engine: str | None = None,
+    replicas: int | Iterable[int] | None = None,
+    on_update: OnUpdate | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Trace:
+    """Return the trace of a scenario: when each gradient was read and applied.
+
+    Parameters
+    ----------
+    scenario
+        From `asyncsim.load`.
+    engine
+        "auto" or "simpy"; the scenario's own if left out.
+    replicas
+        How many, or which ones: ``replicas=[5]`` makes replica 5 alone, the same as among others.
+    on_update
+        Called with the `UpdateRows` of every update; answers "go", "barrier" or "stop".
+    progress
+        Called with the number of updates made since the last call.
+
+    >>> import asyncsim
+    >>> scenario = asyncsim.scenario.build({
+    ...     "cluster": {"workers": [{"count": 4, "service": {"law": "exponential", "mean": 1.0}}]},
+    ...     "run": {"updates": 1000},
+    ... })
+    >>> trace = simulate(scenario)
+    >>> round(float(trace.staleness().mean()), 1)
+    3.0
+    """
+    chosen = engine or scenario.run.engine
+    if chosen not in ("auto", "simpy"):
+        raise ScenarioError(f"engine: unknown engine '{chosen}'; allowed: auto, simpy")
+    which = scenario.run.replicas if replicas is None else replicas
+    identifiers = list(range(which)) if isinstance(which, int) else sorted(set(which))
+    if scenario.run.source == "simulate":
+        return _simulate_cluster(scenario, identifiers, on_update, progress)
+    if on_update is not None:
+        raise ScenarioError(f"on_update needs run.source = 'simulate', not '{scenario.run.source}'")
+    if scenario.run.source == "synthetic":
+        from asyncsim.sources.synthetic import synthetic_trace
+
+        return synthetic_trace(scenario, identifiers)
+    from asyncsim.results import read_trace
+
+    return read_trace(str(scenario.run.trace))
+
+
+def _simulate_cluster(scenario: Scenario, identifiers: list[int], on_update: Any, progress: Any) -> Trace:
+    from asyncsim.sources.simpy_model import ClusterModel
+    from asyncsim.sources.table import GradientTable
+
+    assert scenario.cluster is not None
+    coordinates = 1 if scenario.problem is None else scenario.problem.dimension
+    message_bytes = BYTES_PER_COORDINATE * coordinates
+    table = GradientTable(None if scenario.cluster.network is None else message_bytes)
+    for replica in identifiers:
+        model = ClusterModel(scenario, replica, message_bytes=message_bytes, on_update=on_update, table=table)
+        updates = model.run()
+        table.close(replica, updates)
+        if progress is not None:
+            progress(updates)
+    return table.trace(seed=scenario.seed, workers=scenario.workers)

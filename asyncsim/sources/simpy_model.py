@@ -1,0 +1,411 @@
+"""The definition of the simulated cluster, as plain SimPy processes: workers, links and a server.
+
+It is written to be read beside docs/trace.md; the compiled engine must give the same table, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator
+from heapq import heappush
+from typing import Any
+
+import numpy as np
+import simpy
+
+from asyncsim import streams
+from asyncsim.durations import Constant, Law
+from asyncsim.network import Network
+from asyncsim.scenario import Scenario
+from asyncsim.sources.table import GradientTable
+from asyncsim.trace import (
+    APPLIED,
+    APPLY,
+    ARRIVE,
+    CANCELLED,
+    COMPUTED,
+    DISCARDED,
+    HOP,
+    RECEIVE,
+    UpdateRows,
+)
+
+OnUpdate = Callable[[UpdateRows], str]
+NAN = float("nan")
+
+
+class Environment(simpy.Environment):
+    """SimPy's environment, with events at absolute times under the tie rule of docs/trace.md.
+
+    SimPy schedules by delay, and ``now + (time - now)`` is not always ``time``. So `at` writes to the queue itself.
+    SimPy's own events (interrupts, wake-ups) have priorities 0 and 1: they are a handler's bookkeeping, done before
+    the next timed event.
+    """
+
+    def __init__(self, workers: int):
+        super().__init__()
+        self.workers = workers
+
+    def at(self, time: float, kind: int, worker: int) -> simpy.Event:
+        """Return an event that happens at `time`, in the order (kind, worker) among simultaneous ones."""
+        event = simpy.Event(self)
+        event._ok = True
+        event._value = None
+        heappush(self._queue, (time, 2 + kind * self.workers + worker, next(self._eid), event))
+        return event
+
+
+class Gradient:
+    """One gradient on its way: from the model that the server sends to the fate of the result."""
+
+    __slots__ = (
+        "apply_time",
+        "arrive_time",
+        "done_time",
+        "draw",
+        "read_time",
+        "read_version",
+        "start_time",
+        "status",
+        "update",
+        "worker",
+    )
+
+    def __init__(self, worker: int, draw: int, read_version: int, read_time: float):
+        self.worker = worker
+        self.draw = draw
+        self.read_version = read_version
+        self.read_time = read_time
+        self.start_time = self.done_time = self.arrive_time = self.apply_time = NAN
+        self.update = -1
+        self.status = APPLIED
+
+
+class Link:
+    """One direction of a cable: a FIFO queue, known by when it is free and when it last delivered.
+
+    Since it is FIFO, a message's whole passage is known when it joins; so a link needs no process of its own.
+    """
+
+    __slots__ = ("delivered", "free")
+
+    def __init__(self) -> None:
+        self.free = 0.0
+        self.delivered = 0.0
+
+    def carry(self, now: float, occupied: float, latency: float) -> float:
+        """Return when a message that joins now is delivered."""
+        self.free = max(now, self.free) + occupied
+        self.delivered = max(self.delivered, self.free + latency)
+        return self.delivered
+
+
+class AddressedDurations:
+    """The durations of one worker's draws 0, 1, 2, …, fetched from the compiled sampler a block at a time."""
+
+    def __init__(self, law: Law, seed: int, replica: int, worker: int, purpose: int, index: int = 0):
+        self.fetch = lambda first, size: law.sample(
+            seed, replica, worker, first, size=size, purpose=purpose, index=index
+        ).tolist()
+        self.block: list[float] = []
+        self.first = 0
+
+    def __call__(self, draw: int) -> float:
+        """Return the duration of this draw. Draws are asked for in increasing order."""
+        place = draw - self.first
+        if place >= len(self.block):
+            self.first, place = draw, 0
+            self.block = self.fetch(draw, min(max(8, 2 * len(self.block)), 1024))
+        return self.block[place]
+
+
+class ClusterModel:
+    """One replica of a scenario's cluster."""
+
+    def __init__(
+        self, scenario: Scenario, replica: int, *, message_bytes: int, on_update: OnUpdate | None, table: GradientTable
+    ):
+        cluster, policy = scenario.cluster, scenario.policy
+        assert cluster is not None
+        self.replica = replica
+        self.count = cluster.size
+        self.env = Environment(self.count)
+        self.table = table
+        self.on_update = on_update
+        self.last_update = scenario.run.updates
+        self.last_time = float("inf") if scenario.run.time is None else scenario.run.time
+        self.end = self.env.event()
+        self.over = False
+
+        self.batch_size = policy.gradients_per_update(self.count)
+        self.staleness_limit = policy.staleness_limit
+        self.goes_on, self.sends_to, self.cancels = policy.goes_on, policy.sends_to, policy.cancels
+        self.replies_before = cluster.server.reply == "before_apply"
+
+        self.version = 0
+        self.batch: list[Gradient] = []
+        self.jobs: deque[list[Gradient]] = deque()
+        self.latest: list[Gradient | None] = [None] * self.count
+        self.at_barrier = False
+
+        seed = scenario.seed
+        self.service = [
+            AddressedDurations(law, seed, replica, worker, streams.SERVICE) for worker, law in enumerate(cluster.laws)
+        ]
+        self.inbox: list[Gradient | None] = [None] * self.count
+        self.idle: list[simpy.Event | None] = [None] * self.count
+        self.computing = [False] * self.count
+
+        if cluster.network is not None:
+            self.connect(cluster.network, seed, message_bytes)
+        self.network = cluster.network
+
+        server_law = cluster.server.service
+        self.takes_no_time = isinstance(server_law, Constant) and server_law.value == 0.0
+        self.server_service = AddressedDurations(server_law, seed, replica, -1, streams.SERVER)
+        self.server_idle: simpy.Event | None = None
+
+        self.processes = [self.env.process(self.worker(worker)) for worker in range(self.count)]
+        if not self.takes_no_time:
+            self.env.process(self.server())
+
+    def run(self) -> int:
+        """Run the replica to its end; return its number of updates."""
+        self.send_to_all()
+        try:
+            self.env.run(until=self.end)
+        except RuntimeError as error:
+            if self.end.triggered:
+                raise
+            raise RuntimeError(f"replica {self.replica} stands still at version {self.version}: {error}") from error
+        return self.version
+
+    # --- workers -----------------------------------------------------------------------------------------------------
+
+    def worker(self, me: int) -> Generator[simpy.Event, Any, None]:
+        """Compute a gradient of each model that comes; a model that comes meanwhile stops the one under way."""
+        env, service = self.env, self.service[me]
+        while True:
+            gradient = self.inbox[me]
+            if gradient is None:
+                self.idle[me] = env.event()
+                yield self.idle[me]
+                continue
+            self.inbox[me] = None
+            gradient.start_time = env.now
+            self.computing[me] = True
+            try:
+                yield env.at(env.now + service(gradient.draw), COMPUTED, me)
+            except simpy.Interrupt:
+                self.settle(gradient, CANCELLED)
+                continue
+            self.computing[me] = False
+            gradient.done_time = env.now
+            if self.network is None:
+                self.arrive(gradient)
+            else:
+                self.travel(gradient, self.up[me], self.latency_up[me], ARRIVE, self.arrive)
+
+    def receive(self, gradient: Gradient) -> None:
+        """Take the model for this gradient from the network."""
+        worker = gradient.worker
+        self.inbox[worker] = gradient
+        idle = self.idle[worker]
+        if idle is not None:
+            self.idle[worker] = None
+            idle.succeed()
+        elif self.computing[worker]:
+            self.computing[worker] = False
+            self.processes[worker].interrupt()
+
+    # --- links -------------------------------------------------------------------------------------------------------
+
+    def connect(self, network: Network, seed: int, message_bytes: int) -> None:
+        """Lay the links and every worker's way over them."""
+        routes = network.routes(self.count)
+        links = [Link() for _ in range(routes.links)]
+        self.up = [[links[number] for number in way] for way in routes.up]
+        self.down = [[links[number] for number in way] for way in routes.down]
+        self.occupied = 0.0 if network.bandwidth is None else message_bytes / network.bandwidth
+
+        def latencies(worker: int, hops: int, purpose: int) -> list[AddressedDurations]:
+            return [
+                AddressedDurations(network.latency, seed, self.replica, worker, purpose, index=hop)
+                for hop in range(hops)
+            ]
+
+        self.latency_up = [latencies(w, len(way), streams.LATENCY_UP) for w, way in enumerate(self.up)]
+        self.latency_down = [latencies(w, len(way), streams.LATENCY_DOWN) for w, way in enumerate(self.down)]
+
+    def travel(
+        self,
+        gradient: Gradient,
+        way: list[Link],
+        latency: list[AddressedDurations],
+        last_kind: int,
+        deliver: Callable[[Gradient], None],
+        hop: int = 0,
+    ) -> None:
+        """Carry a message over the rest of its way, link by link, then deliver it."""
+        if hop == len(way):
+            deliver(gradient)
+            return
+        time = way[hop].carry(self.env.now, self.occupied, latency[hop](gradient.draw))
+        kind = last_kind if hop + 1 == len(way) else HOP
+        event = self.env.at(time, kind, gradient.worker)
+        event.callbacks.append(lambda _: self.travel(gradient, way, latency, last_kind, deliver, hop + 1))
+
+    # --- server ------------------------------------------------------------------------------------------------------
+
+    def send(self, worker: int) -> None:
+        """Send the current version to a worker."""
+        before = self.latest[worker]
+        gradient = Gradient(worker, 0 if before is None else before.draw + 1, self.version, self.env.now)
+        self.latest[worker] = gradient
+        if self.network is None:
+            self.receive(gradient)
+        else:
+            self.travel(gradient, self.down[worker], self.latency_down[worker], RECEIVE, self.receive)
+
+    def send_to_all(self) -> None:
+        """Send the current version to every worker, in order."""
+        for worker in range(self.count):
+            self.send(worker)
+
+    def arrive(self, gradient: Gradient) -> None:
+        """Take a gradient from the network: discard it, collect it, or complete an update with it."""
+        if self.past_the_end():
+            return
+        gradient.arrive_time = self.env.now
+        if self.at_barrier:
+            self.settle(gradient, DISCARDED)
+            self.leave_barrier_if_quiet()
+            return
+        update = self.version + len(self.jobs)
+        if update - gradient.read_version > self.staleness_limit:
+            self.settle(gradient, DISCARDED)
+            if self.sends_to != "everyone" and self.latest[gradient.worker] is gradient:
+                self.send(gradient.worker)
+            return
+        self.batch.append(gradient)
+        if len(self.batch) < self.batch_size:
+            if self.goes_on:
+                self.send(gradient.worker)
+            return
+        batch, self.batch = self.batch, []
+        self.jobs.append(batch)
+        if self.replies_before:
+            self.reply(batch)
+        if self.takes_no_time:
+            self.apply()
+        elif self.server_idle is not None:
+            idle, self.server_idle = self.server_idle, None
+            idle.succeed()
+
+    def server(self) -> Generator[simpy.Event, Any, None]:
+        """Apply the complete batches in order, each after its service time."""
+        while True:
+            if not self.jobs:
+                self.server_idle = self.env.event()
+                yield self.server_idle
+                continue
+            yield self.env.at(self.env.now + self.server_service(self.version), APPLY, 0)
+            self.apply()
+
+    def apply(self) -> None:
+        """Apply the oldest complete batch: the version grows by one. Then reply."""
+        if self.past_the_end():
+            return
+        batch = self.jobs.popleft()
+        for gradient in batch:
+            gradient.update = self.version
+            self.settle(gradient, APPLIED)
+        self.version += 1
+        self.table.mark()
+        request = "go" if self.on_update is None else self.on_update(self.rows(batch))
+        if request == "stop":
+            self.table.event(self.replica, self.env.now, -1, "stop")
+        if self.version == self.last_update or request == "stop":
+            self.finish()
+        elif request == "barrier":
+            self.enter_barrier()
+        else:
+            if not self.replies_before:
+                self.reply(batch)
+            if self.cancels:
+                self.send_to_hopeless()
+
+    def reply(self, batch: list[Gradient]) -> None:
+        """Send the model to those whom the policy sends it to."""
+        if self.sends_to == "everyone":
+            self.send_to_all()
+        elif self.sends_to == "last":
+            self.send(batch[-1].worker)
+        else:
+            for gradient in batch:
+                self.send(gradient.worker)
+
+    def send_to_hopeless(self) -> None:
+        """Send the model to every worker whose gradient under way can no longer be accepted."""
+        for worker, gradient in enumerate(self.latest):
+            if self.is_under_way(gradient) and self.version - gradient.read_version > self.staleness_limit:
+                self.send(worker)
+
+    def is_under_way(self, gradient: Any) -> bool:
+        """Say whether the server still waits for this gradient."""
+        return math.isnan(gradient.arrive_time)
+
+    # --- barrier and end ---------------------------------------------------------------------------------------------
+
+    def enter_barrier(self) -> None:
+        """Discard what is collected; reply to nobody until every worker's gradient is in."""
+        self.at_barrier = True
+        for batch in (self.batch, *self.jobs):
+            for gradient in batch:
+                self.settle(gradient, DISCARDED)
+        self.batch = []
+        self.jobs.clear()
+        self.leave_barrier_if_quiet()
+
+    def leave_barrier_if_quiet(self) -> None:
+        """Start every worker from the current version once nothing is under way."""
+        if not any(self.is_under_way(gradient) for gradient in self.latest):
+            self.at_barrier = False
+            self.table.event(self.replica, self.env.now, -1, "barrier")
+            self.send_to_all()
+
+    def past_the_end(self) -> bool:
+        """Say whether the replica is over, ending it when its time is up."""
+        if not self.over and self.env.now > self.last_time:
+            self.finish()
+        return self.over
+
+    def finish(self) -> None:
+        """End the replica with the last update."""
+        self.over = True
+        self.end.succeed()
+
+    # --- what is recorded --------------------------------------------------------------------------------------------
+
+    def settle(self, gradient: Gradient, status: int) -> None:
+        """Write the row of a gradient whose fate is settled now."""
+        gradient.status = status
+        gradient.apply_time = self.env.now
+        self.table.rows.append(gradient)
+
+    def rows(self, batch: list[Gradient]) -> UpdateRows:
+        """Return the update just made, as `on_update` sees it."""
+        waiting = [gradient for job in (self.batch, *self.jobs) for gradient in job]
+        under_way = [gradient for gradient in self.latest if self.is_under_way(gradient)]
+        oldest = min((gradient.read_version for gradient in (*waiting, *under_way) if gradient), default=self.version)
+        return UpdateRows(
+            replica=self.replica,
+            update=self.version - 1,
+            time=self.env.now,
+            worker=np.array([gradient.worker for gradient in batch]),
+            draw=np.array([gradient.draw for gradient in batch]),
+            read_version=np.array([gradient.read_version for gradient in batch]),
+            block=np.full(len(batch), -1),
+            oldest_read=oldest,
+        )

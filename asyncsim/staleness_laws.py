@@ -1,0 +1,162 @@
+"""Laws of staleness for synthetic traces: how many updates ago the gradient of an update was read."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from asyncsim.spec import File, Floats, NonNegative, Spec, named_field, refuse
+
+
+class StalenessLaw(Spec):
+    """A law of whole, non-negative numbers. The trace cuts it at the update's index: nobody reads before version 0."""
+
+    @property
+    def mean(self) -> float:
+        """Expected staleness."""
+        raise NotImplementedError
+
+    def quantile(self, probability: np.ndarray) -> np.ndarray:
+        """Return the smallest staleness whose cumulative probability exceeds `probability` (an array in (0, 1))."""
+        raise NotImplementedError
+
+    def sequence(self, probability: np.ndarray) -> np.ndarray:
+        """Return the staleness of updates 0, 1, …, given one uniform number for each; shape as given."""
+        return self.quantile(probability)
+
+
+class Geometric(StalenessLaw):
+    """P(τ = l) = (1 − μ) μ^l with mean μ / (1 − μ): that of exponential workers, mean M − 1."""
+
+    law: Literal["geometric"] = "geometric"
+    mean: NonNegative
+
+    def quantile(self, probability: np.ndarray) -> np.ndarray:
+        """Return ⌊log(1 − p) / log μ⌋."""
+        if self.mean == 0:
+            return np.zeros(probability.shape, dtype=np.int64)
+        momentum = self.mean / (1.0 + self.mean)
+        return np.floor(np.log1p(-probability) / np.log(momentum)).astype(np.int64)
+
+
+class Constant(StalenessLaw):
+    """Always `value`: delayed SGD."""
+
+    law: Literal["constant"] = "constant"
+    value: Annotated[int, Field(ge=0)]
+
+    @property
+    def mean(self) -> float:
+        """The value."""
+        return float(self.value)
+
+    def quantile(self, probability: np.ndarray) -> np.ndarray:
+        """Return the value."""
+        return np.full(probability.shape, self.value, dtype=np.int64)
+
+
+class Uniform(StalenessLaw):
+    """Equally likely `low`, …, `high`, both included."""
+
+    law: Literal["uniform"] = "uniform"
+    low: Annotated[int, Field(ge=0)] = 0
+    high: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Uniform:
+        if self.high < self.low:
+            raise refuse(f"high must be at least low = {self.low}, got {self.high}")
+        return self
+
+    @property
+    def mean(self) -> float:
+        """Half of low + high."""
+        return 0.5 * (self.low + self.high)
+
+    def quantile(self, probability: np.ndarray) -> np.ndarray:
+        """Return low + ⌊(high − low + 1) p⌋."""
+        return self.low + (probability * (self.high - self.low + 1)).astype(np.int64)
+
+
+class ProbabilityVector(StalenessLaw):
+    """Any law with finitely many values: `probabilities` of staleness 0, 1, 2, …"""
+
+    law: Literal["pmf"] = "pmf"
+    probabilities: Floats
+
+    @model_validator(mode="after")
+    def _is_law(self) -> ProbabilityVector:
+        if not self.probabilities or min(self.probabilities) < 0 or abs(sum(self.probabilities) - 1) > 1e-6:
+            raise refuse(f"probabilities must be non-negative and sum to 1, they sum to {sum(self.probabilities)}")
+        return self
+
+    @property
+    def mean(self) -> float:
+        """Σ l q_l."""
+        return float(np.arange(len(self.probabilities)) @ np.array(self.probabilities))
+
+    def quantile(self, probability: np.ndarray) -> np.ndarray:
+        """Invert the cumulative sums."""
+        cumulative = np.cumsum(self.probabilities)
+        return np.minimum(np.searchsorted(cumulative, probability, side="right"), cumulative.size - 1)
+
+
+class Empirical(StalenessLaw):
+    """Measured staleness: `column` of a csv or parquet `file`, in its `order` or drawn with equal chance.
+
+    With ``order = "kept"`` update t has the t-th measured value (over again after the last), which keeps what
+    neighbouring updates have to do with each other; every replica is then the same.
+    """
+
+    law: Literal["empirical"] = "empirical"
+    file: File
+    column: str | int | None = None
+    order: Literal["drawn", "kept"] = "drawn"
+
+    @model_validator(mode="after")
+    def _is_staleness(self) -> Empirical:
+        bad = ~np.isfinite(self._read) | (self._read < 0) | (self._read != np.floor(self._read))
+        if bad.any():
+            raise refuse(f"{self.file}: staleness must be whole and not negative, got {self._read[bad][0]}")
+        return self
+
+    @cached_property
+    def _read(self) -> np.ndarray:
+        from asyncsim.columns import read_column
+
+        return read_column(self.file, self.column)
+
+    @property
+    def values(self) -> np.ndarray:
+        """The measured staleness, in the file's order."""
+        return self._read.astype(np.int64)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the measured values."""
+        return float(self.values.mean())
+
+    def quantile(self, probability: np.ndarray) -> np.ndarray:
+        """Return a measured value, each equally likely."""
+        values = np.sort(self.values)
+        return values[(probability * values.size).astype(np.int64)]
+
+    def sequence(self, probability: np.ndarray) -> np.ndarray:
+        """Return the staleness of each update, in the file's order or drawn."""
+        if self.order == "drawn":
+            return self.quantile(probability)
+        return np.resize(self.values, probability.shape)
+
+
+STALENESS_LAWS: dict[str, type[Spec]] = {
+    "geometric": Geometric,
+    "constant": Constant,
+    "uniform": Uniform,
+    "pmf": ProbabilityVector,
+    "empirical": Empirical,
+}
+
+AnyStaleness = Annotated[Any, *named_field("law", STALENESS_LAWS, "law")]
