@@ -161,9 +161,9 @@ class Sweep(Spec):
     """Many cells from one file: a grid over dotted paths.
 
     `grid` holds the axes (in a file they stand in [sweep] itself): lists of values, or ``{ start, stop, num }``. `zip`
-    lists groups of paths that move together. `exclude` lists combinations to leave out. `tune` names one swept path whose
-    best value is wanted for each combination of the others, judged `by` the final loss, suboptimality, regret, rate or
-    time to the target (the smaller the better).
+    lists groups of paths that move together. `exclude` lists combinations to leave out. `tune` names one swept path
+    whose best value is wanted for each combination of the others, judged `by` the final loss, suboptimality, distance,
+    regret, the rate, or the time or updates to the target (the smaller the better).
     """
 
     grid: dict[str, Any] = Field(default_factory=dict)
@@ -258,7 +258,7 @@ class Scenario(Spec):
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-# --- reading files ---------------------------------------------------------------------------------------------------
+# --- reading files ---
 
 
 def load(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -> Scenario:

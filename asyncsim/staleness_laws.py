@@ -12,12 +12,10 @@ from asyncsim.spec import File, Floats, NonNegative, Spec, named_field, refuse
 
 
 class StalenessLaw(Spec):
-    """A law of whole, non-negative numbers. The trace cuts it at the update's index: nobody reads before version 0."""
+    """A law of whole, non-negative numbers, with its `mean`.
 
-    @property
-    def mean(self) -> float:
-        """Expected staleness."""
-        raise NotImplementedError
+    The trace cuts it at the update's index: nobody reads before version 0.
+    """
 
     def quantile(self, probability: np.ndarray) -> np.ndarray:
         """Return the smallest staleness whose cumulative probability exceeds `probability` (an array in (0, 1))."""

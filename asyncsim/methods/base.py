@@ -5,7 +5,7 @@ The same object runs in a replay and inside a real backend, so a method is never
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -29,8 +29,11 @@ class State(NamedTuple):
 class Method(Spec):
     """A frozen rule that turns gradients into updates.
 
-    Whatever moves the model happens inside `apply`, so that a version of the model names one point.
+    Whatever moves the model happens inside `apply`, so that a version of the model names one point. A method that keeps
+    a memory at the workers, or takes one model at a time, says ``batched = False``.
     """
+
+    batched: ClassVar[bool] = True
 
     def init(self, problem: Problem, x0: np.ndarray, workers: int) -> tuple[State, list[Any]]:
         """Return the server's state at version 0 and one memory per worker (None where the method keeps none)."""

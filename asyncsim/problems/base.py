@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,8 +14,11 @@ class Problem(Spec):
     """An objective f on R^d.
 
     Every function broadcasts over leading axes: `x` has shape (…, d), a value has shape (…), a gradient (…, d). The
-    replicas of a run are such a leading axis.
+    replicas of a run are such a leading axis. A problem of your own that takes one model at a time, shape (d,), says
+    ``batched = False``; one that does not derive from this class is taken to be so unless it says ``batched = True``.
     """
+
+    batched: ClassVar[bool] = True
 
     @property
     def dimension(self) -> int:
@@ -69,3 +72,34 @@ class Problem(Spec):
     def accuracy(self, x: np.ndarray) -> np.ndarray:
         """Return the share of data classified rightly, for classification problems."""
         raise NotImplementedError
+
+
+def complete(own: Any) -> Any:
+    """Return a problem with every function: a user's object that leaves some out gets the defaults of `Problem`.
+
+    >>> class Bowl:
+    ...     dimension = 2
+    ...     def value(self, x): return 0.5 * (x**2).sum(axis=-1)
+    ...     def gradient(self, x): return x
+    >>> complete(Bowl()).initial(0, 0)
+    array([0., 0.])
+    """
+    return own if isinstance(own, Problem) else _Completed(own)
+
+
+class _Completed:
+    """A user's object, and the defaults of `Problem` behind it."""
+
+    def __init__(self, own: Any):
+        self._own = own
+        self.batched = getattr(own, "batched", False)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the object's own attribute, else the default bound to the whole."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if hasattr(self._own, name):
+            return getattr(self._own, name)
+        if name not in vars(Problem):
+            raise AttributeError(f"{type(self._own).__name__} has no '{name}', and a problem has no default for it")
+        return vars(Problem)[name].__get__(self)

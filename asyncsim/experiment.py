@@ -1,0 +1,117 @@
+"""From a scenario to a result: make the trace, replay, summarise, save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asyncsim.replay import Replayer, Run, replay
+from asyncsim.results import folder_aside, refuse_existing, write_run
+from asyncsim.scenario import Scenario, ScenarioError
+from asyncsim.sources import simulate
+
+if TYPE_CHECKING:
+    from asyncsim.trace import Trace
+
+#: Updates between two looks at `stop_when` where the metrics do not say.
+LOOK_EVERY = 10
+
+Stage = Callable[[str, int | None], Any]
+
+
+@contextmanager
+def _silent(name: str, total: int | None) -> Iterator[Callable[[int], Any]]:
+    """Report progress to nobody."""
+    yield lambda count: None
+
+
+def run(
+    scenario: Scenario,
+    out: str | Path | None = None,
+    *,
+    engine: str | None = None,
+    force: bool = False,
+    record_iterates: bool = False,
+    pictures: bool = False,
+    stage: Stage = _silent,
+) -> Run:
+    """Make a scenario's trace and replay its method on its problem.
+
+    Parameters
+    ----------
+    scenario
+        From `asyncsim.load`; one with a [sweep] is for `asyncsim.sweep.run_sweep`.
+    out
+        Run directory to write; nothing is written without it. `force` overwrites one.
+    engine
+        "auto" or "simpy", instead of the scenario's own.
+    record_iterates
+        Keep every version in `run.iterates`.
+    pictures
+        Draw the run's pictures into its directory.
+    stage
+        A context manager (name, total) → function of progress; for progress bars.
+
+    >>> import asyncsim
+    >>> scenario = asyncsim.load("scenarios/quickstart.toml", overrides={"run.updates": 300, "run.replicas": 1})
+    >>> asyncsim.run(scenario).summary["updates"]
+    300
+    """
+    if out is not None:
+        refuse_existing(Path(out), force=force)
+    if scenario.sweep is not None:
+        raise ScenarioError("this scenario has a [sweep]: use asyncsim.sweep.run_sweep, or the command `asyncsim run`")
+    trace = make_trace(scenario, engine=engine, stage=stage)
+    result = finish(scenario, trace, record_iterates=record_iterates, stage=stage)
+    if out is not None:
+        with folder_aside(out, force=force) as folder:
+            write_run(folder, scenario, result)
+            if pictures:
+                from asyncsim.pictures import draw_run
+
+                with stage("drawing", None):
+                    draw_run(result, folder)
+    return result
+
+
+def make_trace(scenario: Scenario, *, engine: str | None = None, stage: Stage = _silent) -> Trace:
+    """Return a scenario's trace; where `stop_when` or the method decides on the way, a replay drives the simulation."""
+    on_update = None
+    if scenario.run.stop_when is not None or getattr(scenario.method, "makes_requests", False):
+        on_update = Replayer(
+            scenario.method,
+            scenario.problem,
+            seed=scenario.seed,
+            workers=scenario.workers,
+            stop_when=scenario.run.stop_when,
+            every=scenario.metrics.every or LOOK_EVERY,
+        ).step
+    total = None if scenario.run.updates is None else scenario.run.updates * scenario.run.replicas
+    with stage("simulating", total) as progress:
+        return simulate(scenario, engine=engine, on_update=on_update, progress=progress)
+
+
+def finish(scenario: Scenario, trace: Trace, *, record_iterates: bool = False, stage: Stage = _silent) -> Run:
+    """Replay a scenario's method along a trace, and summarise."""
+    import dataclasses
+
+    from asyncsim.summary import summarise
+
+    if scenario.problem is None:
+        import numpy as np
+
+        result = Run(trace=trace, final_iterates=np.empty((trace.replicas.size, 0)))
+    else:
+        with stage("replaying", int(trace.updates.sum())) as progress:
+            result = replay(
+                trace,
+                scenario.method,
+                scenario.problem,
+                record_iterates=record_iterates or "momentum" in scenario.metrics.record,
+                metrics=scenario.metrics,
+                end_time=scenario.run.time,
+                progress=progress,
+            )
+    return dataclasses.replace(result, summary=summarise(scenario, result), scenario=scenario.resolved())

@@ -1,0 +1,71 @@
+"""Traces for other tools: csv, and the Chrome trace format that Perfetto opens as a timeline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asyncsim.results import aside
+from asyncsim.trace import APPLIED, STATUSES, Trace
+
+
+def to_csv(trace: Trace, path: str | Path) -> None:
+    """Write the table of a trace as csv, `status` in words and the derived staleness beside it."""
+    with aside(path) as partial:
+        trace.to_frame().to_csv(partial, index=False)
+
+
+def to_chrome(trace: Trace, path: str | Path, *, time_unit: str = "s") -> None:
+    """Write a trace as Chrome trace JSON: open it in Perfetto to see every worker's timeline.
+
+    Each replica is a process and each worker a thread; the server is a thread of its own, with an instant per update.
+    The format counts microseconds: one `time_unit` becomes one second (or what the unit says: s, ms, us, min, h).
+    """
+    scale = {"us": 1.0, "ms": 1e3, "s": 1e6, "min": 6e7, "h": 3.6e9}.get(time_unit, 1e6)
+    with aside(path) as partial:
+        text = json.dumps({"traceEvents": list(chrome_events(trace, scale)), "displayTimeUnit": "ms"})
+        partial.write_text(text, encoding="utf-8")
+
+
+def chrome_events(trace: Trace, scale: float) -> Any:
+    """Yield the events of the Chrome trace format, times multiplied by `scale`."""
+    server = trace.workers
+    for replica in trace.replicas.tolist():
+        yield {"ph": "M", "pid": replica, "name": "process_name", "args": {"name": f"replica {replica}"}}
+        for worker in range(trace.workers):
+            yield _thread(replica, worker, f"worker {worker}")
+        yield _thread(replica, server, "server")
+    phases = (
+        ("receive", "read_time", "start_time"),
+        ("compute", "start_time", "done_time"),
+        ("send", "done_time", "arrive_time"),
+    )
+    for row in range(len(trace)):
+        about = {name: int(trace[name][row]) for name in ("draw", "read_version", "update")}
+        about["status"] = STATUSES[trace["status"][row]]
+        about["staleness"] = about["update"] - about["read_version"] if about["update"] >= 0 else None
+        place = {"pid": int(trace["replica"][row]), "tid": int(trace["worker"][row])}
+        for name, begin, end in phases:
+            start, stop = float(trace[begin][row]), float(trace[end][row])
+            if name == "compute" and np.isnan(stop):
+                stop = float(trace["apply_time"][row])  # cancelled
+            if stop > start or (name == "compute" and stop == start):
+                shown = name if about["status"] == "applied" else f"{name} ({about['status']})"
+                span = {"ts": start * scale, "dur": (stop - start) * scale}
+                yield {"ph": "X", "name": shown, "cat": name, **span, **place, "args": about}
+    for replica in trace.replicas.tolist():
+        for update, time in enumerate(trace.update_times(replica).tolist()):
+            yield {"ph": "i", "s": "t", "name": f"update {update}", "ts": time * scale, "pid": replica, "tid": server}
+
+
+def _thread(replica: int, worker: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "pid": replica, "tid": worker, "name": "thread_name", "args": {"name": name}}
+
+
+def has_timeline(trace: Trace) -> bool:
+    """Say whether a trace has the times that a timeline needs."""
+    applied = trace["status"] == APPLIED
+    return all(name in trace and not np.isnan(trace[name][applied]).any() for name in ("start_time", "done_time"))

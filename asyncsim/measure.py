@@ -1,0 +1,123 @@
+"""Measuring the model along a replay: which versions, which metrics, one tidy table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from asyncsim.scenario import Metrics, ScenarioError
+
+#: Points of a curve where the scenario does not say how many.
+DEFAULT_POINTS = 100
+
+
+def metric_functions(problem: Any, names: tuple[str, ...]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Return the function x ↦ value of each named metric that needs nothing but the model.
+
+    loss f(x); suboptimality f(x) − f*; grad_norm ‖∇f(x)‖; distance ‖x − x*‖; accuracy as the problem defines it.
+    Raises `ScenarioError` where the problem does not know its f* or x*, or has no accuracy.
+    """
+    minimum, minimizer = problem.minimum, problem.minimizer
+
+    def need(value: Any, name: str, what: str) -> Any:
+        if value is None:
+            raise ScenarioError(f"metrics.record: '{name}' needs a problem that knows its {what}")
+        return value
+
+    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+    for name in names:
+        if name == "loss":
+            functions[name] = problem.value
+        elif name == "suboptimality":
+            lowest = need(minimum, name, "smallest value")
+            functions[name] = lambda x, lowest=lowest: problem.value(x) - lowest
+        elif name == "grad_norm":
+            functions[name] = lambda x: np.linalg.norm(problem.gradient(x), axis=-1)
+        elif name == "distance":
+            target = need(minimizer, name, "minimizer")
+            functions[name] = lambda x, target=target: np.linalg.norm(x - target, axis=-1)
+        elif name == "accuracy":
+            try:
+                problem.accuracy(np.zeros(problem.dimension))
+            except NotImplementedError:
+                raise ScenarioError("metrics.record: 'accuracy' needs a classification problem") from None
+            functions[name] = problem.accuracy
+        elif name == "regret" and not hasattr(problem, "played_loss"):
+            raise ScenarioError("metrics.record: 'regret' needs problem.kind = 'online'")
+    return functions
+
+
+class Meter:
+    """Measures a batch of replicas at chosen versions, and holds what it measured until `frame` is asked for."""
+
+    def __init__(self, problem: Any, metrics: Metrics, seed: int):
+        self.problem = problem
+        self.names = metrics.of_model
+        self.functions = metric_functions(problem, self.names)
+        self.metrics = metrics
+        self.seed = seed
+        self.parts: list[dict[str, np.ndarray]] = []
+
+    def plan(self, updates: int, times: np.ndarray, end_time: float | None) -> None:
+        """Choose the versions to measure in the next batch.
+
+        `times` holds the time of each version, shape (updates + 1, replicas), NaN where unknown. With `at_times` a
+        replica is measured at the version it has at each point of the grid from 0 to `end_time`.
+        """
+        self.times = times
+        self.due: dict[int, list[tuple[int, float]]] = {}
+        points = self.metrics.at_times
+        if points is None:
+            every = self.metrics.every or max(1, updates // DEFAULT_POINTS)
+            self.regular = {*range(0, updates + 1, every), updates}
+            return
+        if end_time is None or np.isnan(times).any():
+            raise ScenarioError("metrics.at_times needs a trace with times")
+        self.regular = set()
+        for place in range(times.shape[1]):
+            for time in np.linspace(0.0, end_time, points):
+                version = int(np.searchsorted(times[1:, place], time, side="right"))
+                self.due.setdefault(version, []).append((place, float(time)))
+
+    def is_due(self, version: int) -> bool:
+        """Say whether anything is to be measured at this version."""
+        return version in self.regular or version in self.due
+
+    def measure(self, version: int, x: np.ndarray, replicas: np.ndarray, played: np.ndarray | None) -> None:
+        """Measure a version that is due; x has shape (replicas, d), `played` is the loss met so far, for the regret."""
+        if version in self.regular:
+            self._add(version, x, replicas, self.times[version], played)
+        else:
+            places = [place for place, _ in self.due[version]]
+            times = np.array([time for _, time in self.due[version]])
+            some = None if played is None else played[places]
+            self._add(version, x[places], replicas[places], times, some)
+
+    def _add(
+        self, version: int, x: np.ndarray, replicas: np.ndarray, times: np.ndarray, played: np.ndarray | None
+    ) -> None:
+        for name in self.names:
+            if name == "regret":
+                value = self.problem.regret(played, self.seed, replicas, version)
+            else:
+                value = self.functions[name](x)
+            self.parts.append(
+                {
+                    "replica": replicas,
+                    "update": np.full(replicas.size, version),
+                    "time": times,
+                    "metric": np.full(replicas.size, self.names.index(name)),
+                    "value": np.broadcast_to(np.asarray(value, dtype=np.float64), replicas.shape),
+                }
+            )
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Return the tidy table: replica, update, time, metric (a number into `names`), value."""
+        names = ("replica", "update", "time", "metric", "value")
+        if not self.parts:
+            return {name: np.empty(0) for name in names}
+        table = {name: np.concatenate([part[name] for part in self.parts]) for name in names}
+        order = np.lexsort((table["metric"], table["time"], table["update"], table["replica"]))
+        return {name: column[order] for name, column in table.items()}

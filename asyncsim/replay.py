@@ -1,0 +1,310 @@
+"""The replay: one loop that applies a method to a problem along a trace.
+
+A single replica runs on arrays of shape (d,), exactly as a real worker and server do; many replicas run as a batch on
+arrays of shape (replicas, d), each gathering its own stale version.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from asyncsim.measure import Meter, metric_functions
+from asyncsim.methods.base import State
+from asyncsim.problems.base import complete
+from asyncsim.scenario import Metrics, ScenarioError, parse_condition
+from asyncsim.schedule import BatchSchedule, ReplicaSchedule, Schedule
+from asyncsim.trace import APPLIED, Row, Trace, UpdateRows
+
+#: A batch of replicas holds at most this many coordinates.
+LARGEST_BATCH = 2_000_000
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A replica whose model stopped being a number that can be squared, and the update that did it."""
+
+    replica: int
+    update: int
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        return f"replica {self.replica} diverged at update {self.update}: the model is no longer finite"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a replay gave.
+
+    Attributes
+    ----------
+    trace
+        The schedule that was replayed.
+    final_iterates
+        The last version of each replica, shape (replicas, d).
+    iterates
+        Every version, shape (replicas, updates + 1, d), if they were asked for; a replica that ended earlier is padded
+        with its last version.
+    metrics
+        Tidy DataFrame: replica, update, time, metric, value.
+    diverged
+        The replicas that diverged; they end with their last finite version.
+    summary, scenario
+        Numbers about the run as a whole beside what theory says, and the resolved scenario as plain data; both only from
+        `asyncsim.run` and `asyncsim.open_run`.
+    """
+
+    trace: Trace
+    final_iterates: np.ndarray
+    iterates: np.ndarray | None = None
+    measurements: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    metric_names: tuple[str, ...] = ()
+    diverged: tuple[Divergence, ...] = ()
+    squared_distances: np.ndarray | None = field(default=None, repr=False)
+    summary: dict[str, Any] = field(default_factory=dict, repr=False)
+    scenario: dict[str, Any] | None = field(default=None, repr=False)
+
+    @cached_property
+    def metrics(self) -> Any:
+        """The measurements as a tidy pandas DataFrame."""
+        import pandas as pd
+
+        frame = pd.DataFrame(self.measurements)
+        codes = np.asarray(self.measurements["metric"], dtype=np.int64)
+        frame["metric"] = pd.Categorical.from_codes(codes, categories=list(self.metric_names))
+        return frame.astype({"replica": "int32", "update": "int64", "time": "float64", "value": "float64"})
+
+
+def replay(
+    trace: Trace,
+    method: Any,
+    problem: Any,
+    *,
+    record_iterates: bool = False,
+    metrics: Metrics | None = None,
+    end_time: float | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Run:
+    """Run a method on a problem along a trace; the same arguments give the same bits.
+
+    Parameters
+    ----------
+    trace
+        When each gradient was read and applied.
+    method, problem
+        Values of `asyncsim.methods` and `asyncsim.problems`, or your own objects with the same functions.
+    record_iterates
+        Keep every version in `run.iterates`.
+    metrics
+        What to measure and when; the loss at about 100 versions if left out.
+    end_time
+        End of the time grid of ``metrics.at_times``; the last update's time if left out.
+    progress
+        Called with the number of updates applied since the last call.
+
+    >>> import asyncsim
+    >>> from asyncsim.methods import SGD
+    >>> from asyncsim.problems import Quadratic
+    >>> columns = dict(replica=[0, 0], worker=[0, 0], draw=[0, 1], read_version=[0, 1], update=[0, 1], status=[0, 0])
+    >>> trace = asyncsim.Trace(columns, seed=0, workers=1, updates=[2])
+    >>> replay(trace, SGD(step=0.5), Quadratic(eigenvalues=[1.0])).final_iterates
+    array([[0.25]])
+    """
+    problem, metrics = complete(problem), metrics or Metrics()
+    meter = Meter(problem, metrics, trace.seed)
+    loop = _Loop(trace, method, problem, meter, record_iterates, progress)
+    if end_time is None and trace.has_times:
+        end_time = float(np.nanmax(trace["apply_time"])) if len(trace) else 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for places, schedule in _batches(trace, _batch_size(method, problem)):
+            loop.run(places, schedule, end_time)
+    return Run(
+        trace=trace,
+        final_iterates=loop.final,
+        iterates=loop.iterates,
+        measurements=meter.columns(),
+        metric_names=meter.names,
+        diverged=tuple(sorted(loop.diverged, key=lambda d: d.replica)),
+        squared_distances=loop.squared_distances,
+    )
+
+
+def _batch_size(method: Any, problem: Any) -> int:
+    """Return how many replicas may run as one batch; 1 where the method or the problem takes one model at a time."""
+    if not (getattr(method, "batched", False) and getattr(problem, "batched", False)):
+        return 1
+    return max(1, LARGEST_BATCH // problem.dimension)
+
+
+def _batches(trace: Trace, largest: int) -> Iterator[tuple[np.ndarray, Schedule]]:
+    """Yield (places, schedule) of replicas that go through the loop together.
+
+    Those are replicas with equally many updates of equally many gradients each, in order; any other runs alone.
+    """
+    applied = trace["status"] == APPLIED
+    shapes: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
+    for place, (_, updates, rows) in enumerate(trace.slices()):
+        mine = np.flatnonzero(applied[rows]) + rows.start
+        mine = mine[np.argsort(trace["update"][mine], kind="stable")]
+        counts = np.bincount(trace["update"][mine], minlength=updates)
+        even = updates > 0 and bool((counts == counts[0]).all())
+        shape = (updates, int(counts[0])) if even else (updates, -1 - place)
+        shapes.setdefault(shape, []).append((place, mine))
+    for (updates, gradients), members in shapes.items():
+        for low in range(0, len(members), largest):
+            places = np.array([place for place, _ in members[low : low + largest]])
+            rows = np.array([mine for _, mine in members[low : low + largest]])
+            if len(places) == 1:
+                yield places, ReplicaSchedule(trace, int(trace.replicas[places[0]]), rows[0], updates)
+            else:
+                yield places, BatchSchedule(trace, trace.replicas[places], rows, updates, gradients)
+
+
+def advance(method: Any, problem: Any, state: State, memories: list[Any], rows: list[Row], reads: list[Any]) -> State:
+    """Return the state after one update: each row's message from the version it read, then the server's step.
+
+    `memories` holds one entry per worker and is changed in place; it is empty where replicas run as a batch.
+    """
+    payloads = []
+    for row, x_read in zip(rows, reads, strict=True):
+        memory = memories[row.worker] if memories else None
+        payload, memory = method.message(problem, x_read, memory, row)
+        if memories:
+            memories[row.worker] = memory
+        payloads.append(payload)
+    return method.apply(problem, state, payloads, rows)
+
+
+class _Loop:
+    """The loop over updates, and the results that it fills."""
+
+    def __init__(self, trace: Trace, method: Any, problem: Any, meter: Meter, record_iterates: bool, progress: Any):
+        self.trace, self.method, self.problem, self.meter = trace, method, problem, meter
+        self.progress = progress
+        replicas, longest, dimension = trace.replicas.size, int(trace.updates.max(initial=0)), problem.dimension
+        self.final = np.empty((replicas, dimension))
+        self.iterates = np.empty((replicas, longest + 1, dimension)) if record_iterates else None
+        self.squared_distances = None
+        if "rate" in meter.metrics.record:
+            if problem.minimizer is None:
+                raise ScenarioError("metrics.record: 'rate' needs a problem that knows its minimizer")
+            self.squared_distances = np.empty((replicas, longest + 1))
+        self.played = np.zeros(replicas) if "regret" in meter.names else None
+        self.diverged: list[Divergence] = []
+
+    def run(self, places: np.ndarray, schedule: Schedule, end_time: float | None) -> None:
+        """Run the replicas at these places to their end, or to the first update at which one diverges."""
+        method, problem = self.method, self.problem
+        single = places.size == 1
+        replicas = self.trace.replicas[places]
+        who = int(replicas[0]) if single else replicas
+        state, memories = method.init(problem, problem.initial(self.trace.seed, who), self.trace.workers)
+        if not single:
+            memories = []
+        self.meter.plan(schedule.updates, self._version_times(replicas, schedule.updates), end_time)
+        schedule.write(0, state.x)
+        self._record(0, state.x, places, replicas)
+        unreported = 0
+        for update in range(schedule.updates):
+            rows = schedule.rows(update)
+            reads = [schedule.read(update, gradient) for gradient in range(len(rows))]
+            if self.played is not None:
+                for row, x_read in zip(rows, reads, strict=True):
+                    self.played[places] += problem.played_loss(x_read, row)
+            before = state
+            state = advance(method, problem, state, memories, rows, reads)
+            if not math.isfinite(np.vdot(state.x, state.x)):
+                self._note_divergence(state.x, replicas, update)
+                state = before
+                self._pad(update, state.x, places)
+                break
+            schedule.write(update + 1, state.x)
+            self._record(update + 1, state.x, places, replicas)
+            unreported += places.size
+            if self.progress is not None and unreported >= 1000:
+                self.progress(unreported)
+                unreported = 0
+        else:
+            self._pad(schedule.updates, state.x, places)
+        if self.progress is not None:
+            self.progress(unreported)
+        self.final[places] = state.x
+
+    def _version_times(self, replicas: np.ndarray, updates: int) -> np.ndarray:
+        """Return the time at which each version came to be, shape (updates + 1, replicas)."""
+        start = 0.0 if self.trace.has_times else np.nan
+        columns = [np.concatenate([[start], self.trace.update_times(int(replica))]) for replica in replicas]
+        return np.stack(columns, axis=1)
+
+    def _record(self, version: int, x: np.ndarray, places: np.ndarray, replicas: np.ndarray) -> None:
+        if self.iterates is not None:
+            self.iterates[places, version] = x
+        if self.squared_distances is not None:
+            self.squared_distances[places, version] = ((x - self.problem.minimizer) ** 2).sum(axis=-1)
+        if self.meter.is_due(version):
+            played = None if self.played is None else self.played[places]
+            self.meter.measure(version, x.reshape(places.size, -1), replicas, played)
+
+    def _pad(self, version: int, x: np.ndarray, places: np.ndarray) -> None:
+        """Fill what lies beyond the last version of these replicas with it."""
+        if self.iterates is not None:
+            self.iterates[places, version + 1 :] = np.reshape(x, (places.size, 1, -1))
+        if self.squared_distances is not None:
+            self.squared_distances[places, version + 1 :] = np.nan
+
+    def _note_divergence(self, x: np.ndarray, replicas: np.ndarray, update: int) -> None:
+        norms = (x.reshape(replicas.size, -1) ** 2).sum(axis=1)
+        bad = replicas[~np.isfinite(norms)]
+        # The sum over a batch may overflow while each replica is finite by a hair: then it is the largest one's doing.
+        culprits = bad if bad.size else replicas[[int(np.argmax(norms))]]
+        self.diverged += [Divergence(int(replica), update) for replica in culprits]
+
+
+class Replayer:
+    """Replays while a simulation runs, and tells it what to do next: `simulate(…, on_update=replayer.step)`.
+
+    It answers what the method requests, or "stop" once `stop_when` (such as "loss < 0.1", looked at every `every`
+    updates) holds. Replaying the finished trace gives the same bits again.
+    """
+
+    def __init__(
+        self, method: Any, problem: Any, *, seed: int, workers: int, stop_when: str | None = None, every: int = 1
+    ):
+        self.method, self.problem = method, complete(problem)
+        self.seed, self.workers, self.every = seed, workers, every
+        self.condition = None
+        if stop_when is not None:
+            metric, self.sign, self.bound = parse_condition(stop_when)
+            self.condition = metric_functions(self.problem, (metric,)).get(metric)
+            if self.condition is None:
+                raise ScenarioError(f"run.stop_when: '{metric}' cannot be watched")
+        self.replica: int | None = None
+
+    def step(self, rows: UpdateRows) -> str:
+        """Apply one update and answer "go", "barrier" or "stop"."""
+        if rows.replica != self.replica:
+            self.replica = rows.replica
+            x0 = self.problem.initial(self.seed, rows.replica)
+            self.state, self.memories = self.method.init(self.problem, x0, self.workers)
+            self.versions = {0: self.state.x}
+        gradients = [
+            Row(self.seed, rows.replica, int(w), int(draw), rows.update, rows.update - int(version), int(block))
+            for w, draw, version, block in zip(rows.worker, rows.draw, rows.read_version, rows.block, strict=True)
+        ]
+        reads = [self.versions[int(version)] for version in rows.read_version]
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.state = advance(self.method, self.problem, self.state, self.memories, gradients, reads)
+            if not math.isfinite(np.vdot(self.state.x, self.state.x)):
+                return "stop"
+            self.versions[rows.update + 1] = self.state.x
+            self.versions = {v: x for v, x in self.versions.items() if v >= rows.oldest_read}
+            if self.condition is not None and (rows.update + 1) % self.every == 0:
+                value = float(np.asarray(self.condition(self.state.x[None]))[0])
+                if (value < self.bound) if self.sign == "<" else (value > self.bound):
+                    return "stop"
+        return self.state.request

@@ -1,0 +1,235 @@
+"""Run directories: traces, metrics and summaries on disk, written aside and renamed.
+
+A run directory holds `scenario.json` (resolved), `trace.parquet`, `metrics.parquet`, `iterates.npz` (final),
+`summary.json` and `provenance.json`. It is there as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asyncsim.trace import STATUSES, Trace, TraceError
+
+SCHEMA = 1
+TRACE, METRICS, ITERATES = "trace.parquet", "metrics.parquet", "iterates.npz"
+SCENARIO, SUMMARY, PROVENANCE = "scenario.json", "summary.json", "provenance.json"
+
+#: Rows of one Parquet row group.
+ROW_GROUP = 1 << 20
+
+
+class ResultsError(ValueError):
+    """A folder that cannot be written or is no run directory; the message says which and why."""
+
+
+@contextlib.contextmanager
+def aside(path: str | Path) -> Iterator[Path]:
+    """Give a name beside `path` to write to; rename it to `path` when all went well, else delete it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_aside(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """Give a folder beside `path` to fill; rename it to `path` when all went well, else delete it."""
+    path = Path(path)
+    refuse_existing(path, force=force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    os.chmod(partial, 0o755)
+    try:
+        yield partial
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            os.replace(path, old / "run")
+            os.replace(partial, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Refuse to write over anything but an empty folder, or a run that the user gave up with `force`."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not path.is_dir():
+        raise ResultsError(f"{path}: is a file, not a run directory")
+    if not (path / SCENARIO).exists():
+        raise ResultsError(f"{path}: exists and is no run directory; choose another --out")
+    if not force:
+        raise ResultsError(f"{path}: holds a complete run; choose another --out, or overwrite it with --force")
+
+
+# --- traces ---
+
+
+def write_trace(trace: Trace, path: str | Path) -> None:
+    """Write a trace as Parquet, as docs/trace.md describes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays: dict[str, Any] = {}
+    for name in trace.columns:
+        if name == "status":
+            codes = pa.array(np.asarray(trace[name]), type=pa.int8())
+            arrays[name] = pa.DictionaryArray.from_arrays(codes, pa.array(STATUSES))
+        else:
+            arrays[name] = pa.array(np.asarray(trace[name]))
+    about = {
+        "asyncsim_schema": SCHEMA,
+        "seed": trace.seed,
+        "workers": trace.workers,
+        "updates": trace.updates.tolist(),
+        "replicas": trace.replicas.tolist(),
+        "events": list(trace.events),
+        "consecutive_draws": trace.consecutive_draws,
+    }
+    table = pa.table(arrays).replace_schema_metadata({"asyncsim": json.dumps(about)})
+    with aside(path) as partial:
+        pq.write_table(table, partial, row_group_size=ROW_GROUP)
+
+
+def read_trace(path: str | Path) -> Trace:
+    """Read a trace and check it again; raise `TraceError` where the file is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        about = json.loads((table.schema.metadata or {})[b"asyncsim"])
+    except FileNotFoundError:
+        raise TraceError(f"{path}: no such file") from None
+    except (KeyError, pa.ArrowException, OSError) as error:
+        raise TraceError(f"{path}: not a trace written by asyncsim ({error})") from None
+    if about["asyncsim_schema"] != SCHEMA:
+        raise TraceError(f"{path}: has schema {about['asyncsim_schema']}, this asyncsim reads {SCHEMA}")
+    columns = {}
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        columns[name] = np.asarray(column.indices if name == "status" else column)
+    return Trace(
+        columns,
+        seed=about["seed"],
+        workers=about["workers"],
+        updates=about["updates"],
+        replicas=about["replicas"],
+        events=about["events"],
+        consecutive_draws=about["consecutive_draws"],
+    )
+
+
+# --- runs ---
+
+
+def write_json(data: Any, path: str | Path) -> None:
+    """Write plain data as readable JSON; NaN becomes null."""
+    with aside(path) as partial:
+        partial.write_text(json.dumps(_plain(data), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def write_frame(frame: Any, path: str | Path) -> None:
+    """Write a DataFrame as Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with aside(path) as partial:
+        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), partial)
+
+
+def write_run(folder: str | Path, scenario: Any, run: Any) -> None:
+    """Write a run's files into a folder, which should be one from `folder_aside`."""
+    folder = Path(folder)
+    write_trace(run.trace, folder / TRACE)
+    if scenario.problem is not None:
+        write_frame(run.metrics, folder / METRICS)
+        with aside(folder / ITERATES) as partial, open(partial, "wb") as handle:
+            np.savez(handle, final=run.final_iterates)
+    write_json(run.summary, folder / SUMMARY)
+    write_json(provenance(), folder / PROVENANCE)
+    write_json(scenario.resolved(), folder / SCENARIO)
+
+
+def open_run(folder: str | Path) -> Any:
+    """Open a run directory.
+
+    Returns a `Run` with `trace`, `metrics` (DataFrame), `summary` (dict), `final_iterates` (replicas, d), and
+    `scenario`, the resolved scenario as plain data.
+    """
+    import pyarrow.parquet as pq
+
+    from asyncsim.replay import Run
+
+    folder = Path(folder)
+    if not (folder / SCENARIO).is_file() or not (folder / TRACE).is_file():
+        what = "a sweep: read results.parquet" if (folder / "results.parquet").is_dir() else "no run directory"
+        raise ResultsError(f"{folder}: is {what}")
+    trace = read_trace(folder / TRACE)
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    scenario = json.loads((folder / SCENARIO).read_text(encoding="utf-8"))
+    if not (folder / METRICS).is_file():
+        return Run(trace=trace, final_iterates=np.empty((trace.replicas.size, 0)), summary=summary, scenario=scenario)
+    frame = pq.read_table(folder / METRICS).to_pandas()
+    names = tuple(frame["metric"].cat.categories)
+    measurements = {name: np.asarray(frame[name]) for name in ("replica", "update", "time", "value")}
+    measurements["metric"] = np.asarray(frame["metric"].cat.codes)
+    with np.load(folder / ITERATES) as arrays:
+        final = arrays["final"]
+    return Run(
+        trace=trace,
+        final_iterates=final,
+        measurements=measurements,
+        metric_names=names,
+        summary=summary,
+        scenario=scenario,
+    )
+
+
+def provenance() -> dict[str, Any]:
+    """Return what made a result: versions and machine. Nothing in it affects the result's hash."""
+    packages = ("asyncsim", "numpy", "scipy", "numba", "simpy", "pandas", "pyarrow", "scikit-learn", "networkx")
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+    }
