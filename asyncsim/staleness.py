@@ -233,6 +233,9 @@ VISIBLE = 5.0
 #: Steps that an estimate must rest on.
 STEPS = 10
 
+#: Replicas whose spread can be taken for that of all replicas.
+REPLICAS = 20
+
 #: Resamples of the replicas behind an interval; its width is then known to 5 %.
 RESAMPLES = 200
 
@@ -319,15 +322,16 @@ def fit_momentum(
     Raises
     ------
     TooFewData
-        u or ∇f exceed 5 standard errors in fewer than 10 steps, or cannot be told apart (with one eigenvalue and one
-        worker they are proportional). Its `estimate` is the `Momentum` all the same.
+        Fewer than 20 replicas; u or ∇f exceed 5 standard errors in fewer than 10 steps; or the two cannot be told
+        apart (with one eigenvalue and one worker they are proportional). Its `estimate` is the `Momentum` all the
+        same, NaN where there is none.
     ValueError
-        Fewer than two replicas, or iterates that are not finite.
+        A single replica, or iterates that are not finite.
 
     >>> x = [np.array([1.0, 1.0])] * 2
     >>> for _ in range(40):  # heavy ball with momentum ½ and step 0.1 on two eigenvalues
     ...     x.append(x[-1] + 0.5 * (x[-1] - x[-2]) - 0.1 * np.array([1.0, 4.0]) * x[-1])
-    >>> fit = fit_momentum(np.array([x, x]), lambda x: np.array([1.0, 4.0]) * x)
+    >>> fit = fit_momentum(np.array([x] * 20), lambda x: np.array([1.0, 4.0]) * x)
     >>> round(fit.momentum, 6), round(fit.effective_step, 6)
     (0.5, 0.1)
     """
@@ -361,13 +365,13 @@ def fit_momentum(
     )
     best = np.sort(distance.max(axis=2), axis=1)
     clear, steps = int((best > VISIBLE).sum(axis=1).min()), best.shape[1]
-    if clear < STEPS or contrast < VISIBLE**2:
+    if len(x) < REPLICAS or clear < STEPS or contrast < VISIBLE**2:
         tenth = best[:, -STEPS].min() if steps >= STEPS else 0.0
         raise TooFewData(
             f"step and gradient of the mean exceed {VISIBLE:g} standard errors in {clear} of {steps} updates, {STEPS} "
             f"are needed; their directions differ by {contrast**0.5:.2g} standard errors, {VISIBLE:g} are needed. "
             f"{_enough_replicas(len(x), min(tenth, contrast**0.5))}; more updates or a smaller step give more steps, "
-            f"more eigenvalues give different directions. The estimate {total:.3g} is not to be trusted",
+            f"several eigenvalues give different directions. The estimate {total:.3g} is not to be trusted",
             fit,
         )
     return fit
@@ -380,7 +384,8 @@ def fit_rate(squared_norms: np.ndarray, *, warmup: int = 0, confidence: float = 
     t = `warmup`, where the transients should have died out, and ends before the first t at which the mean is within 5
     standard errors of 0, has sunk to rounding or is not finite. Where the spread between replicas grows, a few of them
     come to dominate the second moment, and from there on no mean of a sample says anything about it. The interval is
-    the normal one, on the log scale, with the standard deviation of 200 resamples of the replicas.
+    the normal one, on the log scale, with the standard deviation of 200 resamples of the replicas; it does not know of
+    transients that are left (compare several `warmup`).
 
     Parameters
     ----------
@@ -394,10 +399,10 @@ def fit_rate(squared_norms: np.ndarray, *, warmup: int = 0, confidence: float = 
     Raises
     ------
     TooFewData
-        Fewer than 10 points are left. Its `estimate` is the line through all points after `warmup`; a rate above 1
-        there says that the runs diverge.
+        Fewer than 20 replicas, or fewer than 10 points are left. In the latter case `estimate` is the line through all
+        points after `warmup`; a rate above 1 there says that the runs diverge.
     ValueError
-        Fewer than two replicas, or a warmup that leaves fewer than two points.
+        A single replica, or a warmup that leaves fewer than two points.
 
     >>> decay = 0.81 ** np.arange(30)
     >>> round(fit_rate(np.stack([decay, 2 * decay, 3 * decay] * 10)).rate, 6)
@@ -412,8 +417,8 @@ def fit_rate(squared_norms: np.ndarray, *, warmup: int = 0, confidence: float = 
         usable = np.isfinite(mean) & (mean > ROUNDING**2 * np.fmax.accumulate(mean))
         clear = usable & (mean > VISIBLE * noise)
     end = int(np.append(np.flatnonzero(~clear[warmup:]), points - warmup)[0]) + warmup
-    refused = end - warmup < STEPS
-    time = warmup + np.flatnonzero(usable[warmup:]) if refused else np.arange(warmup, end)
+    short = end - warmup < STEPS
+    time = warmup + np.flatnonzero(usable[warmup:]) if short else np.arange(warmup, end)
 
     counts = np.vstack([np.ones(replicas), _resamples(replicas, seed)])
     centred = time - time.mean() if time.size else time
@@ -423,12 +428,12 @@ def fit_rate(squared_norms: np.ndarray, *, warmup: int = 0, confidence: float = 
     width = float(rates[1:].std(ddof=1)) * _normal_quantile(confidence)
     rate, low, high = np.exp([rates[0], rates[0] - width, rates[0] + width]).tolist()
     fit = Rate(rate=rate, low=low, high=high, steps_used=time.size, confidence=confidence)
-    if refused:
+    if short or replicas < REPLICAS:
         raise TooFewData(
             f"the mean of ‖x − x*‖² exceeds {VISIBLE:g} standard errors and rounding in {end - warmup} points from "
-            f"{warmup} on, {STEPS} are needed. Take more replicas (there are {replicas:,}), more updates (there are "
-            f"{points - 1:,}) or a smaller step. The estimate {rate:.3g} is not to be trusted"
-            + (", but says that the runs diverge" if rate > 1 else ""),
+            f"update {warmup} on, {STEPS} are needed, of at least {REPLICAS} replicas. Take more replicas (there are "
+            f"{replicas:,}), more updates (there are {points - 1:,}) or a smaller step. The estimate {rate:.3g} is not "
+            f"to be trusted{', but says that the runs diverge' if rate > 1 else ''}",
             fit,
         )
     return fit
@@ -474,7 +479,7 @@ def _pairwise_least_squares(numbers: np.ndarray, counts: np.ndarray) -> tuple[np
     """
     replicas = len(numbers)
     counts = np.vstack([np.ones(replicas), counts])
-    sums = (counts @ numbers.reshape(replicas, -1)).reshape(-1, *numbers.shape[1:])
+    sums = np.tensordot(counts, numbers, axes=1)
     all_pairs = sums @ sums.transpose(0, 2, 1)
     own_pairs = (counts**2 @ (numbers @ numbers.transpose(0, 2, 1)).reshape(replicas, 9)).reshape(-1, 3, 3)
     signal, own = all_pairs[0, 1:, 1:], own_pairs[0, 1:, 1:]
@@ -494,4 +499,5 @@ def _enough_replicas(replicas: int, distance: float) -> str:
     """Say how many replicas would bring a distance from 0, in standard errors, to `VISIBLE`."""
     if distance < VISIBLE / 100:
         return f"More replicas than these {replicas:,} are of little use"
-    return f"About {int(np.ceil(replicas * (VISIBLE / distance) ** 2)):,} replicas would do, there are {replicas:,}"
+    enough = max(REPLICAS, int(np.ceil(replicas * max(VISIBLE / distance, 1) ** 2)))
+    return f"About {enough:,} replicas would do, there are {replicas:,}"

@@ -153,20 +153,24 @@ class Trace:
         used = (self["status"] == APPLIED) & (self["update"] >= warmup)
         return self["update"][used] - self["read_version"][used]
 
+    def rows_of(self, replica: int) -> slice:
+        """Return where the rows of a replica stand."""
+        low, high = np.searchsorted(self["replica"], [replica, replica + 1])
+        return slice(int(low), int(high))
+
     def slices(self) -> Iterator[tuple[int, int, slice]]:
         """Yield (replica, its number of updates, its rows) in order."""
-        bounds = np.searchsorted(self["replica"], self.replicas, side="left")
-        ends = np.searchsorted(self["replica"], self.replicas, side="right")
-        for replica, count, low, high in zip(self.replicas, self.updates, bounds, ends, strict=True):
-            yield int(replica), int(count), slice(int(low), int(high))
+        for replica, count in zip(self.replicas.tolist(), self.updates.tolist(), strict=True):
+            yield replica, count, self.rows_of(replica)
 
     def update_times(self, replica: int) -> np.ndarray:
         """Return the time of each update of a replica, NaN where unknown; shape (updates,)."""
         place = int(np.flatnonzero(self.replicas == replica)[0])
         times = np.full(int(self.updates[place]), np.nan)
         if "apply_time" in self:
-            mine = (self["replica"] == replica) & (self["status"] == APPLIED)
-            times[self["update"][mine]] = self["apply_time"][mine]
+            rows = self.rows_of(replica)
+            applied = self["status"][rows] == APPLIED
+            times[self["update"][rows][applied]] = self["apply_time"][rows][applied]
         return times
 
     def to_frame(self) -> Any:

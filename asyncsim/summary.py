@@ -1,0 +1,140 @@
+"""The summary of a run: what happened, beside what theory says should."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from asyncsim import staleness, theory
+from asyncsim.prediction import predict
+from asyncsim.replay import Run
+from asyncsim.scenario import Scenario, parse_condition
+from asyncsim.trace import STATUSES, Trace
+
+
+def summarise(scenario: Scenario, run: Run) -> dict[str, Any]:
+    """Return the numbers that `summary.json` holds.
+
+    Over replicas: `updates`, `time` and the final metrics are means, staleness is pooled, `throughput` is updates per
+    time unit over all of them. The first `warmup` updates are left out of staleness and throughput.
+    """
+    trace, warmup = run.trace, scenario.run.warmup
+    measured = trace.staleness(warmup=warmup)
+    summary: dict[str, Any] = {
+        "name": scenario.name,
+        "workers": trace.workers,
+        "replicas": int(trace.replicas.size),
+        "updates": _number(float(trace.updates.mean())),
+        "time": None,
+        "time_unit": "s" if scenario.cluster is None else scenario.cluster.time_unit,
+        "throughput": None,
+        "gradients": {status: int((trace["status"] == code).sum()) for code, status in enumerate(STATUSES)},
+        "staleness": staleness.summary(measured) if measured.size else None,
+        "theory": predict(scenario),
+        "engine": "simpy" if scenario.run.source == "simulate" else None,
+    }
+    if measured.size:
+        summary["implied_momentum"] = theory.momentum_from_mean_staleness(float(measured.mean()))
+    if trace.has_times:
+        summary["time"] = float(np.mean(_end_times(trace)))
+        summary["throughput"] = pooled_throughput(trace, warmup)
+    if run.metric_names:
+        summary["final"] = {name: float(values.mean()) for name, values in final_values(run).items()}
+        if "loss" in summary["final"]:
+            summary["final_loss"] = summary["final"]["loss"]
+    if scenario.metrics.target is not None:
+        updates, times = first_passage(run, scenario.metrics.target)
+        reached = ~np.isnan(updates)
+        summary["target"] = {
+            "condition": scenario.metrics.target,
+            "reached": int(reached.sum()),
+            "updates": _mean(updates[reached]),
+            "time": _mean(times[reached]),
+        }
+    summary |= run_estimates(scenario, run)
+    summary["diverged"] = [str(divergence) for divergence in run.diverged]
+    summary["scenario_sha256"] = scenario.sha256()
+    summary["trace_sha256"] = trace.sha256()
+    summary["iterate_sha256"] = hashlib.sha256(np.ascontiguousarray(run.final_iterates, "<f8").tobytes()).hexdigest()
+    return summary
+
+
+def run_estimates(scenario: Scenario, run: Run) -> dict[str, Any]:
+    """Return the estimates that need all replicas: fitted momentum and decay rate, or why there is none."""
+    estimates: dict[str, Any] = {}
+    wanted = scenario.metrics.record
+    for name in ("momentum", "rate"):
+        if name not in wanted:
+            continue
+        try:
+            if name == "momentum":
+                explicit = getattr(scenario.method, "momentum", 0.0)
+                fit: Any = staleness.fit_momentum(
+                    run.iterates, scenario.problem.gradient, explicit=explicit, seed=scenario.seed
+                )
+            else:
+                fit = staleness.fit_rate(_up_to_divergence(run), seed=scenario.seed)
+            estimates[name] = vars(fit).copy()
+        except staleness.TooFewData as error:
+            estimates[name] = {**vars(error.estimate), "refused": str(error)}
+        except ValueError as error:
+            estimates[name] = {"refused": str(error)}
+    return estimates
+
+
+def _up_to_divergence(run: Run) -> Any:
+    """Return the squared distances up to the first update at which a replica diverged."""
+    distances = run.squared_distances
+    last = min((divergence.update for divergence in run.diverged), default=distances.shape[1])
+    return distances[:, : last + 1]
+
+
+def final_values(run: Run) -> dict[str, np.ndarray]:
+    """Return the last measured value of each metric, one per replica."""
+    table = run.measurements
+    values = {}
+    for code, name in enumerate(run.metric_names):
+        mine = table["metric"] == code
+        last = np.searchsorted(table["replica"][mine], run.trace.replicas, side="right") - 1
+        values[name] = table["value"][mine][last]
+    return values
+
+
+def first_passage(run: Run, condition: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (updates, time) at which each replica was first measured to meet a condition such as "loss < 0.5".
+
+    NaN where it never was. The answer is as fine as the metrics are measured.
+    """
+    metric, sign, bound = parse_condition(condition)
+    table = run.measurements
+    mine = table["metric"] == run.metric_names.index(metric)
+    met = mine & ((table["value"] < bound) if sign == "<" else (table["value"] > bound))
+    updates = np.full(run.trace.replicas.size, np.nan)
+    times = updates.copy()
+    for place, replica in enumerate(run.trace.replicas):
+        rows = np.flatnonzero(met & (table["replica"] == replica))
+        if rows.size:
+            updates[place], times[place] = table["update"][rows[0]], table["time"][rows[0]]
+    return updates, times
+
+
+def _end_times(trace: Trace) -> list[float]:
+    """Return the time of each replica's last update, 0 where it has none."""
+    return [float(np.append(0.0, trace.update_times(int(replica)))[-1]) for replica in trace.replicas]
+
+
+def pooled_throughput(trace: Trace, warmup: int) -> float | None:
+    """Return updates per time unit over all replicas: all their updates, by all the time these took."""
+    rates, counts = staleness.throughput(trace, warmup=warmup), trace.updates - warmup
+    known = ~np.isnan(rates)
+    return float(counts[known].sum() / (counts[known] / rates[known]).sum()) if known.any() else None
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if values.size else None
+
+
+def _number(value: float) -> float | int:
+    return int(value) if value == int(value) else value
