@@ -1,1 +1,32 @@
-"""asyncsim: a laboratory for asynchronous optimization."""
+"""asyncsim: a laboratory for asynchronous optimization.
+
+A model of workers, a server and links says *when* each gradient was read and applied: the trace. Any method replays on
+any trace, deterministically.
+
+>>> import asyncsim
+>>> scenario = asyncsim.load("scenarios/quickstart.toml", overrides={"run.updates": 200, "run.replicas": 1})
+>>> trace = asyncsim.simulate(scenario)
+>>> run = asyncsim.replay(trace, scenario.method, scenario.problem)
+"""
+
+from asyncsim.experiment import run
+from asyncsim.replay import Run, replay
+from asyncsim.results import open_run
+from asyncsim.scenario import Scenario, ScenarioError, load
+from asyncsim.sources import simulate
+from asyncsim.trace import Trace, TraceError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Run",
+    "Scenario",
+    "ScenarioError",
+    "Trace",
+    "TraceError",
+    "load",
+    "open_run",
+    "replay",
+    "run",
+    "simulate",
+]

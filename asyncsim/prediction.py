@@ -13,8 +13,8 @@ def predict(scenario: Scenario) -> dict[str, float]:
     """Return the numbers that theory gives for a scenario; empty where it says nothing.
 
     `staleness_mean` follows from the conservation law (every worker busy, nothing discarded), for any service law:
-    M − 1 for async, M/K − 1 for k_async and (M − 1)/K for k_batch_async with M workers and K gradients per update, and 0
-    for the policies that accept only the current version. `staleness_var`, `staleness_p99` and `momentum`, that is
+    M − 1 for async, M/K − 1 for k_async and (M − 1)/K for k_batch_async with M workers and K gradients per update, and
+    0 for the policies that accept only the current version. `staleness_var`, `staleness_p99` and `momentum`, that is
     1 − 1/M, are those of equal exponential workers, async, without a network or server time (Mitliagkas et al. 2016,
     Theorem 3). `throughput`, in updates per time unit, is that of Dutta et al. 2018 under the same two conditions on
     network and server.

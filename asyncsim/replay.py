@@ -55,8 +55,8 @@ class Run:
     diverged
         The replicas that diverged; they end with their last finite version.
     summary, scenario
-        Numbers about the run as a whole beside what theory says, and the resolved scenario as plain data; both only from
-        `asyncsim.run` and `asyncsim.open_run`.
+        Numbers about the run as a whole beside what theory says, and the resolved scenario as plain data; both only
+        from `asyncsim.run` and `asyncsim.open_run`.
     """
 
     trace: Trace

@@ -161,15 +161,15 @@ class Sweep(Spec):
     """Many cells from one file: a grid over dotted paths.
 
     `grid` holds the axes (in a file they stand in [sweep] itself): lists of values, or ``{ start, stop, num }``. `zip`
-    lists groups of paths that move together. `exclude` lists combinations to leave out. `tune` names one swept path
-    whose best value is wanted for each combination of the others, judged `by` the final loss, suboptimality, distance,
-    regret, the rate, or the time or updates to the target (the smaller the better).
+    lists groups of paths that move together. `exclude` lists combinations to leave out. `tune` names swept
+    paths whose best values are wanted for each combination of the others, judged `by` the final loss, suboptimality,
+    distance, regret, the rate, or the time or updates to the target (the smaller the better).
     """
 
     grid: dict[str, Any] = Field(default_factory=dict)
     zip: Annotated[tuple[dict[str, list[Any]], ...], Field(strict=False)] = ()
     exclude: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
-    tune: str | None = None
+    tune: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     by: Literal["loss", "suboptimality", "distance", "regret", "rate", "time_to_target", "updates_to_target"] | None = (
         None
     )
@@ -188,8 +188,9 @@ class Sweep(Spec):
             lengths = {path: len(values) for path, values in group.items()}
             if len(set(lengths.values())) > 1 or 0 in lengths.values():
                 raise refuse(f"paths of a zip group need equally many values, at least one; got {lengths}")
-        if self.tune is not None and self.tune not in self.paths:
-            raise refuse(f"tune must be a swept path ({', '.join(self.paths)}), got '{self.tune}'")
+        for path in (self.tune,) if isinstance(self.tune, str) else self.tune or ():
+            if path not in self.paths:
+                raise refuse(f"tune must name swept paths ({', '.join(self.paths)}), got '{path}'")
         if (self.tune is None) != (self.by is None):
             raise refuse("'tune' needs 'by' (what to judge by), and the other way round")
         if not self.paths:

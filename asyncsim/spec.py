@@ -115,26 +115,14 @@ def _entry(value: Any) -> Any:
     return value.model_dump(mode="json") if isinstance(value, Spec) else getattr(value, "_scenario_entry", repr(value))
 
 
-class _NamedSchema:
-    """Describe a named choice to editors: one table per known name, or the user's own object."""
+class NamedSchema:
+    """Marks a named choice in the JSON Schema; `asyncsim.schema` puts the choice there, defined once per registry."""
 
-    def __init__(self, tag: str, registry: Mapping[str, type[Spec]]):
-        self.tag, self.registry = tag, registry
+    def __init__(self, what: str):
+        self.what = what
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        own = {
-            "type": "object",
-            "title": "your own, as package.module:Object",
-            "properties": {self.tag: {"type": "string", "pattern": "^[\\w.]+:\\w+$"}},
-            "required": [self.tag],
-        }
-        choices = []
-        for name, cls in self.registry.items():
-            schema = dict(handler.resolve_ref_schema(handler(cls.__pydantic_core_schema__)))
-            schema["properties"] = {**schema.get("properties", {}), self.tag: {"const": name}}
-            schema["required"] = [self.tag, *(key for key in schema.get("required", []) if key != self.tag)]
-            choices.append(schema)
-        return {"anyOf": [*choices, own]}
+        return {"choice": self.what}
 
 
 def named(tag: str, registry: Mapping[str, type[Spec]], what: str) -> Callable[[Any, ValidationInfo], Any]:
@@ -165,4 +153,4 @@ def named_field(tag: str, registry: Mapping[str, type[Spec]], what: str) -> Any:
 
     Use as ``Annotated[Law, *named_field("law", LAWS, "law")]``.
     """
-    return (BeforeValidator(named(tag, registry, what)), PlainSerializer(_entry), _NamedSchema(tag, registry))
+    return (BeforeValidator(named(tag, registry, what)), PlainSerializer(_entry), NamedSchema(what))

@@ -157,4 +157,4 @@ STALENESS_LAWS: dict[str, type[Spec]] = {
     "empirical": Empirical,
 }
 
-AnyStaleness = Annotated[Any, *named_field("law", STALENESS_LAWS, "law")]
+AnyStaleness = Annotated[Any, *named_field("law", STALENESS_LAWS, "staleness")]

@@ -1,0 +1,197 @@
+"""The command line: run, check, plot, export, schema, list.
+
+Exit codes: 0 done, 1 ran but failed (a run diverged), 2 bad input, 130 interrupted with what was done kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from asyncsim.scenario import ScenarioError
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+class _Commands(click.Group):
+    """Turns errors that are the user's to mend into one line and an exit code; others keep their traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        from asyncsim.results import ResultsError
+        from asyncsim.trace import TraceError
+
+        try:
+            return super().invoke(context)
+        except (ScenarioError, ResultsError, TraceError) as error:
+            click.echo(f"error: {error}", err=True)
+            context.exit(BAD_INPUT)
+        except BrokenPipeError:
+            # The reader of our output has gone; there is nobody to tell.
+            sys.stderr.close()
+            context.exit(FAILED)
+        except KeyboardInterrupt:
+            click.echo("interrupted; what was done is kept", err=True)
+            context.exit(INTERRUPTED)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="asyncsim")
+def main() -> None:
+    """A laboratory for asynchronous optimization: simulate a schedule, replay any method on it, compare with theory."""
+
+
+def _overrides(settings: tuple[str, ...], seed: int | None) -> dict[str, Any]:
+    """Return what ``--set path=value`` and ``--seed`` ask for."""
+    from asyncsim.scenario import parse_value
+
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path.strip():
+            raise ScenarioError(f"--set: must read path=value, such as run.updates=500; got '{setting}'")
+        overrides[path.strip()] = parse_value(text.strip())
+    return overrides if seed is None else {**overrides, "seed": seed}
+
+
+_set_option = click.option(
+    "--set", "settings", multiple=True, metavar="PATH=VALUE", help="Change a value: --set run.updates=500 (repeatable)."
+)
+_seed_option = click.option("--seed", type=int, help="Use another seed.")
+
+
+@main.command()
+@click.argument("file", type=click.Path())
+@click.option("--out", type=click.Path(), help="Run directory to write; runs/NAME if left out.")
+@_set_option
+@_seed_option
+@click.option("--force", is_flag=True, help="Overwrite a complete run.")
+@click.option("--quiet", is_flag=True, help="No progress, no summary.")
+def run(file: str, out: str | None, settings: tuple[str, ...], seed: int | None, force: bool, quiet: bool) -> None:
+    """Run a scenario file: trace, replay, summary, pictures. A [sweep] runs all its cells, or resumes."""
+    from asyncsim.report import summary_lines
+    from asyncsim.scenario import load
+
+    scenario = load(file, overrides=_overrides(settings, seed))
+    folder = Path(out) if out is not None else Path("runs") / scenario.name
+    stage = _no_stage if quiet else _stage
+    if scenario.sweep is not None:
+        _run_sweep(scenario, folder, file, force, quiet, stage)
+        return
+    from asyncsim.experiment import run as run_scenario
+
+    result = run_scenario(scenario, folder, force=force, pictures=True, stage=stage)
+    if not quiet:
+        click.echo("\n".join(summary_lines(result.summary)))
+        click.echo(f"\n{_listing(folder)}")
+    for divergence in result.diverged:
+        click.echo(f"failed: {divergence}; the run is kept up to there. Try a smaller method.step", err=True)
+    if result.diverged:
+        sys.exit(FAILED)
+
+
+def _run_sweep(scenario: Any, folder: Path, file: str, force: bool, quiet: bool, stage: Any) -> None:
+    from asyncsim.pictures import draw_sweep
+    from asyncsim.report import sweep_lines
+    from asyncsim.sweep import run_sweep
+
+    try:
+        frame = run_sweep(scenario, folder, name=file, force=force, stage=stage)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; finished cells are kept. To resume, run the same again with --out {folder}", err=True)
+        sys.exit(INTERRUPTED)
+    with stage("drawing", None):
+        draw_sweep(folder)
+    if not quiet:
+        click.echo("\n".join(sweep_lines(scenario, frame, folder)))
+        click.echo(f"\n{_listing(folder)}")
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
+    return f"{folder}: {', '.join(names)}"
+
+
+@contextlib.contextmanager
+def _no_stage(name: str, total: int | None) -> Iterator[Callable[[int], Any]]:
+    yield lambda count: None
+
+
+@contextlib.contextmanager
+def _stage(name: str, total: int | None) -> Iterator[Callable[[int], Any]]:
+    """Show a progress bar on the terminal; nothing where standard error is a file."""
+    from tqdm import tqdm
+
+    layout = "{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]" if total else "{desc} …"
+    with tqdm(
+        total=total, desc=f"{name:<10}", unit_scale=True, bar_format=layout, file=sys.stderr, disable=None
+    ) as bar:
+        yield bar.update
+
+
+@main.command()
+@click.argument("file", type=click.Path())
+@_set_option
+@_seed_option
+def check(file: str, settings: tuple[str, ...], seed: int | None) -> None:
+    """Check a scenario file, and say what it would take: rows, memory, time."""
+    from asyncsim.report import check_lines
+    from asyncsim.scenario import load
+
+    scenario = load(file, overrides=_overrides(settings, seed))
+    click.echo("\n".join(check_lines(scenario, name=file)))
+
+
+@main.command()
+@click.argument("folder", type=click.Path())
+def plot(folder: str) -> None:
+    """Draw the pictures of a run or a sweep again, into its directory."""
+    from asyncsim.pictures import draw_run, draw_sweep
+    from asyncsim.results import open_run
+
+    if (Path(folder) / "results.parquet").is_dir():
+        drawn = draw_sweep(Path(folder))
+    else:
+        drawn = draw_run(open_run(folder), Path(folder))
+    for path in drawn:
+        click.echo(path)
+
+
+@main.command()
+@click.argument("folder", type=click.Path())
+@click.option("--format", "style", type=click.Choice(["csv", "chrome"]), default="csv", show_default=True)
+@click.option("-o", "--out", type=click.Path(), help="File to write; trace.csv or trace.json in the run if left out.")
+def export(folder: str, style: str, out: str | None) -> None:
+    """Export a run's trace: csv, or Chrome trace JSON, which Perfetto opens as a timeline."""
+    from asyncsim import export as exports
+    from asyncsim.results import open_run
+
+    run_opened = open_run(folder)
+    target = Path(out) if out else Path(folder) / ("trace.csv" if style == "csv" else "trace.json")
+    if style == "csv":
+        exports.to_csv(run_opened.trace, target)
+    else:
+        unit = run_opened.summary.get("time_unit", "s")
+        exports.to_chrome(run_opened.trace, target, time_unit=unit)
+    click.echo(target)
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of scenario files, for editors to complete and check."""
+    from asyncsim.schema import scenario_schema
+
+    click.echo(json.dumps(scenario_schema(), indent=2))
+
+
+@main.command("list")
+def list_names() -> None:
+    """List the laws, policies, problems, methods and topologies that a scenario may name."""
+    from asyncsim.report import name_lines
+
+    click.echo("\n".join(name_lines()))

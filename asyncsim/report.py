@@ -1,0 +1,176 @@
+"""What the command line prints: a run's summary beside theory, what a scenario would take, which names there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from asyncsim.scenario import Scenario
+
+
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return a run's summary as aligned lines: measured, and what theory says where it says something."""
+    theory = summary["theory"]
+    unit = summary["time_unit"]
+    stale = summary["staleness"] or {}
+    rows: list[tuple[str, Any, Any]] = [
+        ("updates", summary["updates"], None),
+        (f"virtual time [{unit}]", summary["time"], None),
+        (f"throughput [updates/{unit}]", summary["throughput"], theory.get("throughput")),
+        ("staleness: mean", stale.get("mean"), theory.get("staleness_mean")),
+        ("staleness: variance", stale.get("var"), theory.get("staleness_var")),
+        ("staleness: 99th percentile", stale.get("p99"), theory.get("staleness_p99")),
+        ("momentum implied by staleness", summary.get("implied_momentum"), theory.get("momentum")),
+    ]
+    fit = summary.get("momentum")
+    if fit and "refused" not in fit:
+        rows.append(("momentum fitted", fit["momentum"], theory.get("momentum")))
+    rate = summary.get("rate")
+    if rate and "refused" not in rate:
+        rows.append(("rate of √E‖x − x*‖² per update", rate["rate"], None))
+    rows += [(f"final {name}", value, None) for name, value in summary.get("final", {}).items()]
+    target = summary.get("target")
+    if target:
+        rows.append((f"{target['condition']}: replicas", f"{target['reached']} of {summary['replicas']}", None))
+        rows += [(f"{target['condition']}: {what}", target[what], None) for what in ("updates", "time")]
+    unused = {name: count for name, count in summary["gradients"].items() if name != "applied" and count}
+    rows += [(f"gradients {name}", count, None) for name, count in unused.items()]
+    replicas = summary["replicas"]
+    workers = summary["workers"]
+    lines = [
+        f"{summary['name']}: {workers} worker{'s' * (workers != 1)}, {replicas} replica{'s' * (replicas != 1)}",
+        f"{'':<34}{'measured':>12}  {'theory':>10}",
+    ]
+    for name, measured, predicted in rows:
+        if measured is not None:
+            expected = "" if predicted is None else shown(predicted)
+            lines.append(f"{name:<34}{shown(measured):>12}  {expected:>10}".rstrip())
+    for name in ("momentum", "rate"):
+        if "refused" in summary.get(name, {}):
+            lines.append(f"{name} not fitted: {summary[name]['refused']}")
+    return lines
+
+
+def shown(value: Any) -> str:
+    """Return a number in few digits, a large whole one with separators."""
+    if isinstance(value, str):
+        return value
+    if value != value:
+        return "-"
+    if isinstance(value, int) or (value == int(value) and abs(value) < 1e15):
+        return f"{int(value):,}" if abs(value) >= 1e4 else f"{int(value)}"
+    return f"{value:,.2f}" if 100 <= abs(value) < 1e7 else f"{value:.4g}"
+
+
+def sweep_lines(scenario: Scenario, frame: Any, folder: Path) -> list[str]:
+    """Return a sweep's results as a table: one line per cell, means over replicas; then what was tuned."""
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    swept = list(frame.columns[: list(frame.columns).index("replica")])
+    lines = [f"{scenario.name}: {frame.groupby(swept, dropna=False).ngroups} cells, means over replicas"]
+    table = frame.drop(columns="replica").groupby(swept, sort=False, dropna=False).mean(numeric_only=True)
+    same = [name for name in table if len(table) > 1 and table[name].nunique(dropna=False) == 1]
+    hidden = [name for name in table if name.endswith(("_low", "_high", "_refused"))]
+    table = table.drop(columns={*same, *hidden})
+    with pd.option_context("display.width", 200, "display.max_columns", 30):
+        lines.append(table.to_string(float_format=shown, max_rows=60))
+        tuned = folder / "tuned.parquet"
+        if tuned.exists():
+            best = pq.read_table(tuned).to_pandas()
+            lines += ["", f"best by {scenario.sweep.by if scenario.sweep else ''}, with 95 % intervals:"]
+            lines.append(best.to_string(index=False, float_format=shown))
+            if best["at_edge"].any():
+                lines.append("a best value at the edge of its grid may not be the best there is: widen the grid")
+    return lines
+
+
+#: Rough costs on one core of a small machine, for the estimate of `asyncsim check` only.
+SECONDS_PER_GRADIENT, SECONDS_PER_UPDATE, SECONDS_PER_COORDINATE = 6e-6, 3e-5, 5e-9
+BYTES_PER_ROW = 80
+
+
+def check_lines(scenario: Scenario, *, name: str) -> list[str]:
+    """Return what a scenario would take. Rows and times are estimates; nothing is run."""
+    many = [scenario]
+    lines = [f"{name}: valid"]
+    if scenario.sweep is not None:
+        from asyncsim.sweep import cells
+
+        many = [cell.scenario for cell in cells(scenario, name=name)]
+        lines.append(f"cells      {len(many):,}")
+    rows = [_rows(one) for one in many]
+    if any(count is None for count in rows):
+        lines.append("rows       not known before it runs: read from a file, or ended by time")
+        return lines
+    known = [count for count in rows if count is not None]
+    seconds = 0.0
+    for one, count in zip(many, known, strict=True):
+        dimension = 0 if one.problem is None else int(one.problem.dimension)
+        seconds += SECONDS_PER_GRADIENT * count
+        if dimension:
+            per_update = SECONDS_PER_UPDATE + SECONDS_PER_COORDINATE * dimension * one.run.replicas
+            seconds += per_update * count / one.run.replicas
+    memory = max(known) * BYTES_PER_ROW
+    lines.append(f"rows       about {sum(known):,.0f} gradients" + (" in all" if len(many) > 1 else ""))
+    lines.append(f"memory     about {_bytes(memory)} for the largest trace")
+    lines.append(f"time       about {_duration(seconds)} on one core")
+    return lines
+
+
+def _rows(scenario: Scenario) -> float | None:
+    """Return the expected number of gradients, None where it depends on what happens."""
+    settings = scenario.run
+    per_update = scenario.policy.gradients_per_update(scenario.workers)
+    if settings.source == "trace":
+        return None
+    if settings.updates is not None:
+        return float(settings.updates * settings.replicas * per_update)
+    if scenario.cluster is None or settings.time is None:
+        return None
+    rate = sum(group.count / group.service.mean for group in scenario.cluster.workers if group.service.mean > 0)
+    return float(settings.time * rate * settings.replicas)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:,.0f} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return "a second"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"
+
+
+def name_lines() -> list[str]:
+    """Return every name that a scenario may use, with its fields."""
+    from asyncsim.durations import LAWS
+    from asyncsim.methods import METHODS
+    from asyncsim.methods.projections import PROJECTIONS
+    from asyncsim.network import TOPOLOGIES
+    from asyncsim.policies import POLICIES
+    from asyncsim.problems import PROBLEMS
+    from asyncsim.staleness_laws import STALENESS_LAWS
+
+    lines: list[str] = []
+    families = (
+        ("service, latency: law", LAWS),
+        ("policy: kind", POLICIES),
+        ("problem: kind", PROBLEMS),
+        ("method: kind", METHODS),
+        ("method.projection: set", PROJECTIONS),
+        ("run.staleness: law", STALENESS_LAWS),
+    )
+    for title, registry in families:
+        lines += ["", title] if lines else [title]
+        for name, kind in registry.items():
+            fields = [field for field in kind.model_fields if field not in ("kind", "law", "set")]
+            lines.append(f"  {name:<20} {', '.join(fields)}".rstrip())
+    return [*lines, "", f"network: topology\n  {', '.join(TOPOLOGIES)}, or a networkx generator"]

@@ -1,0 +1,256 @@
+"""Sweeps: many cells from one scenario, each a point of a grid over dotted paths.
+
+Every cell has the scenario's own seed, so cells with the same cluster and policy replay on the very same schedule:
+differences between methods are paired. A finished cell is one file in `results.parquet/` (and one in
+`curves.parquet/`), written aside and renamed; running again skips what is there.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from asyncsim.experiment import Stage, _silent, finish, make_trace
+from asyncsim.prediction import predict
+from asyncsim.replay import Run
+from asyncsim.results import PROVENANCE, SCENARIO, ResultsError, provenance, refuse_existing, write_frame, write_json
+from asyncsim.scenario import Scenario, ScenarioError, build, set_path
+from asyncsim.staleness import summary as staleness_summary
+from asyncsim.staleness import throughput
+from asyncsim.summary import final_values, first_passage, run_estimates
+
+RESULTS, CURVES, TUNED = "results.parquet", "curves.parquet", "tuned.parquet"
+
+
+class Cell(NamedTuple):
+    """One point of a sweep: its place in the order of the file, the swept values, and the scenario they make."""
+
+    index: int
+    values: dict[str, Any]
+    scenario: Scenario
+
+    @property
+    def key(self) -> str:
+        """Name of the cell's files: its place and the hash of its scenario."""
+        return f"{self.index:05d}-{self.scenario.sha256()[:12]}"
+
+
+def cells(scenario: Scenario, *, name: str = "scenario", folder: str | Path = ".") -> list[Cell]:
+    """Return the cells of a scenario's [sweep], each checked as a scenario of its own.
+
+    The grid's first path varies slowest; zip groups come after the grid. Raises `ScenarioError` naming the cell.
+    """
+    if scenario.sweep is None:
+        raise ScenarioError(f"{name}: has no [sweep]")
+    base = {key: value for key, value in scenario.resolved().items() if key != "sweep"}
+    found = []
+    for values in combinations(scenario):
+        data = copy.deepcopy(base)
+        for path, value in values.items():
+            try:
+                set_path(data, path, value)
+            except KeyError as error:
+                raise ScenarioError(f"{name}: sweep: '{path}': {error.args[0]}") from None
+        said = ", ".join(f"{path} = {label(value)}" for path, value in values.items())
+        found.append(Cell(len(found), values, build(data, name=f"{name}: sweep cell ({said})", folder=folder)))
+    if not found:
+        raise ScenarioError(f"{name}: sweep: 'exclude' leaves no cell")
+    return found
+
+
+def combinations(scenario: Scenario) -> Iterator[dict[str, Any]]:
+    """Yield the swept values of each cell: the grid's product, the zip groups, less what is excluded."""
+    sweep = scenario.sweep
+    assert sweep is not None
+    axes: list[list[dict[str, Any]]] = [[{path: value} for value in values] for path, values in sweep.grid.items()]
+    for group in sweep.zip:
+        axes.append([dict(zip(group, row, strict=True)) for row in zip(*group.values(), strict=True)])
+    for parts in itertools.product(*axes):
+        values = {path: value for part in parts for path, value in part.items()}
+        if not any(all(values.get(path) == value for path, value in out.items()) for out in sweep.exclude):
+            yield values
+
+
+def run_sweep(
+    scenario: Scenario, out: str | Path, *, name: str = "scenario", force: bool = False, stage: Stage = _silent
+) -> Any:
+    """Run every cell of a sweep that has no result yet; return the results as a DataFrame, one row per replica.
+
+    `out` may hold an unfinished sweep of the same scenario, which is resumed; a finished one needs `force`.
+    """
+    out = Path(out)
+    todo = cells(scenario, name=name)
+    _prepare(out, scenario, todo, force=force)
+    remaining = [cell for cell in todo if not (out / RESULTS / f"{cell.key}.parquet").exists()]
+    trace_of: tuple[str, Any] = ("", None)
+    with stage("sweeping", len(todo)) as progress:
+        progress(len(todo) - len(remaining))
+        # Cells that share a schedule run one after another, so that it is simulated once.
+        for cell in sorted(remaining, key=lambda cell: (schedule_key(cell.scenario), cell.index)):
+            key = schedule_key(cell.scenario)
+            if trace_of[0] != key:
+                trace_of = (key, make_trace(cell.scenario))
+            run = finish(cell.scenario, trace_of[1])
+            if run.metric_names:
+                write_frame(_labelled(cell, run.metrics), out / CURVES / f"{cell.key}.parquet")
+            write_frame(_labelled(cell, results_of(cell, run)), out / RESULTS / f"{cell.key}.parquet")
+            progress(1)
+    frame = read_results(out)
+    if scenario.sweep is not None and scenario.sweep.tune is not None:
+        write_frame(tuned(frame, scenario.sweep.tune, str(scenario.sweep.by)), out / TUNED)
+    return frame
+
+
+def schedule_key(scenario: Scenario) -> str:
+    """Return the hash of what decides the trace: cells that agree in it share one."""
+    data = scenario.resolved()
+    decides = {key: data.get(key) for key in ("seed", "cluster", "policy", "run")}
+    network = scenario.cluster is not None and scenario.cluster.network is not None
+    if scenario.run.stop_when is not None or getattr(scenario.method, "makes_requests", False):
+        decides |= {key: data.get(key) for key in ("problem", "method", "metrics")}
+    elif network and scenario.problem is not None:
+        decides["dimension"] = scenario.problem.dimension
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def results_of(cell: Cell, run: Run) -> Any:
+    """Return one row per replica: what the run's summary holds, replica by replica, and theory's numbers beside it."""
+    import pandas as pd
+
+    scenario, trace = cell.scenario, run.trace
+    warmup = scenario.run.warmup
+    columns: dict[str, Any] = {"replica": trace.replicas, "updates": trace.updates}
+    rows = [rows for _, _, rows in trace.slices()]
+    if trace.has_times:
+        columns["time"] = [float(np.append(0.0, trace.update_times(int(replica)))[-1]) for replica in trace.replicas]
+        columns["throughput"] = throughput(trace, warmup=warmup)
+    measured = []
+    for mine in rows:
+        used = (trace["status"][mine] == 0) & (trace["update"][mine] >= warmup)
+        stale = trace["update"][mine][used] - trace["read_version"][mine][used]
+        measured.append(staleness_summary(stale) if stale.size else {})
+    for number in ("mean", "var", "p99", "max"):
+        columns[f"staleness_{number}"] = [part.get(number, np.nan) for part in measured]
+    columns["unused"] = [int((trace["status"][mine] != 0).sum()) for mine in rows]
+    if run.metric_names:
+        columns |= final_values(run)
+    if scenario.metrics.target is not None:
+        columns["updates_to_target"], columns["time_to_target"] = first_passage(run, scenario.metrics.target)
+    for name, fit in run_estimates(scenario, run).items():
+        for part in (name, "low", "high", "effective_step"):
+            if part in fit:
+                columns[name if part == name else f"{name}_{part}"] = fit[part]
+        columns[f"{name}_refused"] = "refused" in fit
+    columns |= {f"{name}_theory": value for name, value in predict(scenario).items()}
+    out = {divergence.replica for divergence in run.diverged}
+    columns["diverged"] = [int(replica) in out for replica in trace.replicas]
+    return pd.DataFrame(columns)
+
+
+def _labelled(cell: Cell, frame: Any) -> Any:
+    """Put the cell's swept values before the other columns."""
+    for place, (path, value) in enumerate(cell.values.items()):
+        shown = value if isinstance(value, str | int | float | bool) else label(value)
+        name = path if path not in frame.columns else f"{path} (swept)"
+        frame.insert(place, name, shown)
+    return frame
+
+
+def label(value: Any) -> str:
+    """Return a swept value in few words: the name of a table, the number itself."""
+    if isinstance(value, Mapping):
+        name = next((str(value[tag]) for tag in ("kind", "law", "set") if tag in value), "")
+        rest = [f"{key}={label(item)}" for key, item in value.items() if key not in ("kind", "law", "set")]
+        return " ".join([name, *rest]).strip()
+    if isinstance(value, list):
+        return "[" + ", ".join(label(item) for item in value) + "]"
+    return str(value)
+
+
+def read_results(out: str | Path, what: str = RESULTS) -> Any:
+    """Return the results (or, with ``what="curves.parquet"``, the curves) of a sweep's finished cells, in order."""
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    files = sorted((Path(out) / what).glob("[0-9]*.parquet"))
+    if not files:
+        raise ResultsError(f"{out}: holds no finished cell")
+    return pd.concat([pq.read_table(file).to_pandas() for file in files], ignore_index=True)
+
+
+def _prepare(out: Path, scenario: Scenario, todo: Iterable[Cell], *, force: bool) -> None:
+    """Make the sweep's folder, or find it as an earlier start of the same sweep left it."""
+    resolved = scenario.resolved()
+    if (out / SCENARIO).exists() and not force:
+        if json.loads((out / SCENARIO).read_text(encoding="utf-8")) != json.loads(json.dumps(resolved)):
+            raise ResultsError(f"{out}: holds another sweep; choose another --out, or overwrite it with --force")
+        if all((out / RESULTS / f"{cell.key}.parquet").exists() for cell in todo):
+            raise ResultsError(f"{out}: holds this sweep, complete; choose another --out, or redo it with --force")
+        return
+    if out.exists():
+        refuse_existing(out, force=force)
+        for name in (RESULTS, CURVES):
+            for file in (out / name).glob("*.parquet"):
+                file.unlink()
+    (out / RESULTS).mkdir(parents=True, exist_ok=True)
+    write_json(provenance(), out / PROVENANCE)
+    write_json(resolved, out / SCENARIO)
+
+
+def tuned(frame: Any, paths: str | tuple[str, ...], by: str) -> Any:
+    """Return each combination's best value of the tuned paths, paired over replicas with the best combination's.
+
+    For every combination of the other swept values, the cell with the smallest mean of `by` among those in which no
+    replica diverged (or missed the target). Columns: the swept paths, the `mean` and its 95 % interval (`low`, `high`),
+    the paired `difference` to the first combination with its 95 % interval, and `at_edge`, whether the best lies at
+    an end of the tuned grid, where a better one may lie outside.
+    """
+    import pandas as pd
+
+    paths = (paths,) if isinstance(paths, str) else paths
+    swept = list(frame.columns[: list(frame.columns).index("replica")])
+    others = [path for path in swept if path not in paths]
+    rows = []
+    reference = None
+    groups = frame.groupby(others, sort=False, dropna=False) if others else [((), frame)]
+    for combination, group in groups:
+        scores = {}
+        for point, cell in group.groupby(list(paths), sort=False):
+            values = cell.sort_values("replica")[by].to_numpy(dtype=float)
+            usable = not cell["diverged"].any() and np.isfinite(values).all()
+            if usable and not cell.get(f"{by}_refused", pd.Series([False])).any():
+                scores[point] = values
+        row = dict(zip(others, combination if isinstance(combination, tuple) else (combination,), strict=True))
+        if not scores:
+            rows.append({**row, **dict.fromkeys(paths), "mean": np.nan})
+            continue
+        best = min(scores, key=lambda point: float(scores[point].mean()))
+        values = scores[best]
+        reference = values if reference is None else reference
+        axes = [sorted(group[path].unique()) for path in paths]
+        edge = [value in (axis[0], axis[-1]) and len(axis) > 1 for value, axis in zip(best, axes, strict=True)]
+        row |= dict(zip(paths, best, strict=True))
+        row |= dict(zip(("mean", "low", "high"), _interval(values), strict=True))
+        if reference.size == values.size:
+            paired = _interval(values - reference)
+            row |= dict(zip(("difference", "difference_low", "difference_high"), paired, strict=True))
+        rows.append({**row, "at_edge": any(edge)})
+    return pd.DataFrame(rows)
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Return the mean and its 95 % interval by Student's t; no interval from one replica."""
+    from scipy.stats import t as student
+
+    mean = float(values.mean())
+    if values.size < 2:
+        return mean, np.nan, np.nan
+    half = float(student.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size))
+    return mean, mean - half, mean + half
