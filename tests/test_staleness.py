@@ -20,7 +20,7 @@ from asyncsim.staleness import (
     utilization,
     waiting,
 )
-from asyncsim.trace import APPLIED, CANCELLED, DISCARDED, Trace
+from asyncsim.trace import APPLIED, CANCELLED, DISCARDED, TIMES, Trace
 
 LAWS = {
     "constant": lambda rng: 1.0,
@@ -33,17 +33,7 @@ LAWS = {
 def asynchronous(law, *, workers=5, updates=300, reply="after_apply", server=0.0, seed=0):
     """Return a trace of the policy `async`: every gradient an update, a FIFO server, an instant network."""
     rng = np.random.default_rng(seed)
-    names = [
-        "worker",
-        "draw",
-        "read_version",
-        "update",
-        "read_time",
-        "start_time",
-        "done_time",
-        "arrive_time",
-        "apply_time",
-    ]
+    names = ["worker", "draw", "read_version", "update", *TIMES]
     rows, version, queued, free = [], 0, 0, 0.0
     draws, computing, jobs = [0] * workers, [], []
 
@@ -134,6 +124,10 @@ def test_summary_by_hand():
     assert (found["p50"], found["p99"], found["max"]) == (50, 99, 1000)
     assert found["mean"] == pytest.approx(5950 / 101)
     assert found["var"] == pytest.approx((328350 + 1000**2) / 101 - (5950 / 101) ** 2)
+
+
+def test_quantiles_are_values_that_occur():
+    assert summary([0, 0, 2, 4]) == {"mean": 1.5, "var": 2.75, "p50": 0, "p99": 4, "max": 4}
 
 
 def test_summary_of_nothing_is_unknown():
@@ -314,6 +308,13 @@ def test_the_meter_rejects_wrong_formulas(workers):
     assert not fit.low <= 1 - 1 / (workers + 1) <= fit.high
     assert not fit.low <= 1 - 1 / (workers - 1) <= fit.high
     assert not fit.effective_step_low <= 0.2 <= fit.effective_step_high
+
+
+def test_steps_where_one_regressor_vanishes_are_of_use():
+    # The mean oscillates at M = 8. Where it crosses 0 only the last step acts, which shows the momentum best: without
+    # these steps the interval is 1.9 times as wide.
+    fit = measured(8)
+    assert fit.high - fit.low < 0.0028
 
 
 @pytest.mark.parametrize("momentum", [-0.3, 0.4])
