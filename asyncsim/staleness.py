@@ -294,11 +294,11 @@ def fit_momentum(
 
         E Δ_{t+1} = μ E Δ_t − s E ∇f(x_t),        μ = 1 − 1/M,  s = η/M,
 
-    for every objective f (Mitliagkas et al. 2016, Theorem 3; all it takes is that the worker of an update does not depend
-    on what happened before, so noise in the gradients does no harm). The first step, Δ_1 = −η∇f(x_0), is left out. With
-    explicit momentum β at the server the same holds for u_t = Δ_t − β Δ_{t−1} in place of Δ_t, where Δ_0 = 0: written
-    out, E Δ_{t+1} = (β + μ) E Δ_t − β μ E Δ_{t−1} − s E ∇f(x_t). So μ and s are fitted by least squares on u, and the
-    total momentum is the coefficient of Δ_t, β + μ. For other service laws the line holds only roughly, and the fit is
+    for every objective f (Mitliagkas et al. 2016, Theorem 3; all it takes is that the worker of an update does not
+    depend on what happened before, so noise in the gradients does no harm). The first step, Δ_1 = −η∇f(x_0), is left
+    out. With explicit momentum β at the server the same holds for u_t = Δ_t − β Δ_{t−1} in place of Δ_t, where Δ_0 = 0:
+    written out, E Δ_{t+1} = (β + μ) E Δ_t − β μ E Δ_{t−1} − s E ∇f(x_t). So μ and s are fitted by least squares on u,
+    and the total momentum is the coefficient of Δ_t, β + μ. For other service laws the line holds only roughly, and the fit is
     what describes the run best; for `before_apply`, where the gradient is that of x_{t−1}, it means nothing.
 
     Plain least squares on the means is biased, because noise in the regressors weakens them. Here every product of two

@@ -107,4 +107,4 @@ PROJECTIONS: dict[str, type[Spec]] = {
     "non_negative": NonNegativeOrthant,
 }
 
-AnyProjection = Annotated[Any, *named_field("set", PROJECTIONS, "set")]
+AnyProjection = Annotated[Any, *named_field("set", PROJECTIONS, "projection")]

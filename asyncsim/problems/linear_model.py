@@ -70,10 +70,9 @@ class LinearModel(SizedProblem):
     @cached_property
     def covariance_spectrum(self) -> np.ndarray:
         """Eigenvalues of (1/n) Σᵢ aᵢ aᵢᵀ in decreasing order, shape (width,)."""
-        eigenvalues = np.zeros(self.width)
-        singular = np.linalg.svd(self.features, compute_uv=False)
-        eigenvalues[: singular.size] = singular**2 / len(self.features)
-        return eigenvalues
+        count, width = self.features.shape
+        gram = self.features.T @ self.features if count >= width else self.features @ self.features.T
+        return np.pad(np.linalg.eigvalsh(gram / count)[::-1], (0, width - len(gram)))
 
     @property
     def smoothness(self) -> float:
@@ -169,13 +168,15 @@ def _minimize(problem: LinearModel) -> np.ndarray:
     """Return the minimiser of a strongly convex problem."""
     from scipy.optimize import minimize
     from scipy.sparse.linalg import LinearOperator, cg
+    from threadpoolctl import threadpool_limits
 
     size = problem.dimension
     options = {"maxiter": 20_000, "maxfun": 20_000, "ftol": 0.0, "gtol": 1e-9}
-    x = minimize(problem.value, np.zeros(size), jac=problem.gradient, method="L-BFGS-B", options=options).x
-    for _ in range(4):
-        hessian = LinearOperator((size, size), matvec=lambda v, x=x: problem.hessian_vector(x, v.reshape(-1)))
-        step, _ = cg(hessian, problem.gradient(x), rtol=1e-4, atol=0.0)
-        x = x - step
+    with threadpool_limits(1):  # the same bits on any number of cores
+        x = minimize(problem.value, np.zeros(size), jac=problem.gradient, method="L-BFGS-B", options=options).x
+        for _ in range(3):
+            hessian = LinearOperator((size, size), matvec=lambda v, x=x: problem.hessian_vector(x, v.reshape(-1)))
+            step, _ = cg(hessian, problem.gradient(x), rtol=1e-4, atol=0.0)
+            x = x - step
     x.flags.writeable = False
     return x

@@ -210,6 +210,10 @@ class ClusterModel:
     def receive(self, gradient: Gradient) -> None:
         """Take the model for this gradient from the network."""
         worker = gradient.worker
+        overtaken = self.inbox[worker]
+        if overtaken is not None:  # a second model in one handler: the first one was started and stopped at once
+            overtaken.start_time = self.env.now
+            self.settle(overtaken, CANCELLED)
         self.inbox[worker] = gradient
         idle = self.idle[worker]
         if idle is not None:
@@ -322,10 +326,10 @@ class ClusterModel:
             gradient.update = self.version
             self.settle(gradient, APPLIED)
         self.version += 1
-        self.table.mark()
         request = "go" if self.on_update is None else self.on_update(self.rows(batch))
         if request == "stop":
             self.table.event(self.replica, self.env.now, -1, "stop")
+        self.table.mark()
         if self.version == self.last_update or request == "stop":
             self.finish()
         elif request == "barrier":
