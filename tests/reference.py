@@ -1,0 +1,261 @@
+"""A third engine: a plain event loop, written from docs/trace.md alone, slow and clear.
+
+It shares only the addressed random numbers, the routes and the checked table with the package. The policies stand here
+a second time, as rows of the document's table.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from asyncsim import streams
+from asyncsim.trace import APPLIED, CANCELLED, DISCARDED, REQUIRED, TIMES, Trace, UpdateRows
+
+APPLY, ARRIVE, PASS_ON, COMPUTED, RECEIVED = range(5)
+
+#: kind: (gradients per update, largest staleness accepted, do workers go on, who is sent the model after an update)
+POLICIES = {
+    "async": lambda p, m: (1, math.inf, False, "contributors"),
+    "sync": lambda p, m: (m, 0, False, "everyone"),
+    "k_sync": lambda p, m: (p.k, 0, False, "everyone"),
+    "k_batch_sync": lambda p, m: (p.k, 0, True, "everyone"),
+    "k_async": lambda p, m: (p.k, math.inf, False, "contributors"),
+    "k_batch_async": lambda p, m: (p.k, math.inf, True, "last"),
+    "rennala": lambda p, m: (p.batch, 0, True, "last"),
+    "ringmaster": lambda p, m: (1, p.max_staleness, False, "contributors"),
+}
+
+
+@dataclass(eq=False)
+class Gradient:
+    replica: int
+    worker: int
+    draw: int
+    read_version: int
+    read_time: float
+    start_time: float = math.nan
+    done_time: float = math.nan
+    arrive_time: float = math.nan
+    apply_time: float = math.nan
+    update: int = -1
+    status: int = -1
+
+    @property
+    def place(self):
+        """Rows are ordered by arrival; one that never arrived stands where it was cancelled."""
+        time, kind = (self.apply_time, RECEIVED) if math.isnan(self.arrive_time) else (self.arrive_time, ARRIVE)
+        return time, kind, self.worker, self.draw
+
+
+class Loop:
+    """One replica. Its methods are the handlers of docs/trace.md."""
+
+    def __init__(self, scenario, replica, on_update=None):
+        cluster, self.policy, self.workers = scenario.cluster, scenario.policy, scenario.workers
+        self.seed, self.replica, self.on_update, self.run_settings = scenario.seed, replica, on_update, scenario.run
+        self.k, self.limit, self.goes_on, self.send_to = POLICIES[self.policy.kind](self.policy, self.workers)
+        self.laws, self.server, self.network = cluster.laws, cluster.server, cluster.network
+        self.instant_server = self.server.service.law == "constant" and self.server.service.value == 0
+        self.up = self.down = [[]] * self.workers
+        if self.network is not None:
+            routes = self.network.routes(self.workers)
+            self.up, self.down = routes.up, routes.down
+            self.free, self.delivered = [0.0] * routes.links, [0.0] * routes.links
+            self.occupied = 0.0 if self.network.bandwidth is None else message_bytes(scenario) / self.network.bandwidth
+        self.now, self.schedule, self.order = 0.0, [], count()
+        self.computing, self.last_sent = [None] * self.workers, [None] * self.workers
+        self.version, self.batch, self.jobs, self.busy, self.barrier, self.ended = 0, [], [], False, False, False
+        self.rows, self.events, self.at_last_update = [], [], (0, 0)
+
+    def run(self):
+        for worker in range(self.workers):
+            self.send_model(worker)
+        while not self.ended:
+            if not self.schedule:
+                raise RuntimeError("nothing is under way and nothing can happen")
+            self.now, *_, handler, arguments = heapq.heappop(self.schedule)
+            if self.run_settings.time is not None and self.now > self.run_settings.time:
+                return
+            handler(*arguments)
+
+    def at(self, time, kind, worker, handler, *arguments):
+        heapq.heappush(self.schedule, (time, *self.rank(kind, worker), next(self.order), handler, arguments))
+
+    def rank(self, kind, worker):
+        return kind, worker
+
+    def duration(self, law, worker, draw, purpose, hop=0):
+        return law.sample(self.seed, self.replica, worker, draw, size=1, purpose=purpose, index=hop)[0]
+
+    def settle(self, gradient, status, update=-1):
+        gradient.status, gradient.update, gradient.apply_time = status, update, self.now
+        self.rows.append(gradient)
+
+    def note(self, kind):
+        self.events.append((self.replica, self.now, -1, kind))
+
+    # --- links and workers --------------------------------------------------------------------------------------------
+
+    def travel(self, gradient, route, hop, purpose, last_kind, at_the_end):
+        if hop == len(route):
+            at_the_end(gradient)
+            return
+        link = route[hop]
+        latency = self.duration(self.network.latency, gradient.worker, gradient.draw, purpose, hop)
+        self.free[link] = max(self.now, self.free[link]) + self.occupied
+        self.delivered[link] = max(self.delivered[link], self.free[link] + latency)
+        kind = last_kind if hop == len(route) - 1 else PASS_ON
+        rest = (gradient, route, hop + 1, purpose, last_kind, at_the_end)
+        self.at(self.delivered[link], kind, gradient.worker, self.travel, *rest)
+
+    def model_received(self, gradient):
+        worker = gradient.worker
+        if self.computing[worker] is not None:
+            self.settle(self.computing[worker], CANCELLED)
+        self.computing[worker], gradient.start_time = gradient, self.now
+        time = self.duration(self.laws[worker], worker, gradient.draw, streams.SERVICE)
+        self.at(self.now + time, COMPUTED, worker, self.computed, gradient)
+
+    def computed(self, gradient):
+        if self.computing[gradient.worker] is gradient:  # else it was cancelled
+            self.computing[gradient.worker], gradient.done_time = None, self.now
+            self.travel(gradient, self.up[gradient.worker], 0, streams.LATENCY_UP, ARRIVE, self.arrived)
+
+    # --- the server ---------------------------------------------------------------------------------------------------
+
+    def send_model(self, worker):
+        draw = 0 if self.last_sent[worker] is None else self.last_sent[worker].draw + 1
+        gradient = self.last_sent[worker] = Gradient(self.replica, worker, draw, self.version, self.now)
+        self.travel(gradient, self.down[worker], 0, streams.LATENCY_DOWN, RECEIVED, self.model_received)
+
+    def is_back(self, worker):
+        return not math.isnan(self.last_sent[worker].arrive_time)
+
+    def arrived(self, gradient):
+        gradient.arrive_time = self.now
+        update = self.version + len(self.jobs) + self.busy
+        if self.barrier:
+            self.settle(gradient, DISCARDED)
+            self.end_barrier()
+        elif update - gradient.read_version > self.limit:
+            self.settle(gradient, DISCARDED)
+            if self.last_sent[gradient.worker] is gradient and self.send_to != "everyone":
+                self.send_model(gradient.worker)
+        else:
+            self.batch.append(gradient)
+            if len(self.batch) == self.k:
+                self.batch_complete()
+            elif self.goes_on:
+                self.send_model(gradient.worker)
+
+    def batch_complete(self):
+        job, self.batch = self.batch, []
+        self.jobs.append(job)
+        if self.server.reply == "before_apply":
+            self.reply(job)
+        self.begin_job()
+
+    def begin_job(self):
+        if self.busy or not self.jobs:
+            return
+        job, self.busy = self.jobs.pop(0), True
+        if self.instant_server:
+            self.apply(job)
+        else:
+            time = self.duration(self.server.service, -1, self.version, streams.SERVER)
+            self.at(self.now + time, APPLY, -1, self.apply, job)
+
+    def apply(self, job):
+        self.busy = False
+        for gradient in job:
+            self.settle(gradient, APPLIED, self.version)
+        self.version += 1
+        answer = "go" if self.on_update is None else self.on_update(self.update_rows(job))
+        if answer == "stop":
+            self.note("stop")
+        self.at_last_update = len(self.rows), len(self.events)
+        if answer == "stop" or self.version == self.run_settings.updates:
+            self.ended = True
+        elif answer == "barrier":
+            self.begin_barrier()
+        else:
+            if self.server.reply == "after_apply":
+                self.reply(job)
+            if self.policy.kind == "ringmaster" and self.policy.on_stale == "cancel":
+                self.stop_the_hopeless()
+            self.begin_job()
+
+    def reply(self, job):
+        contributors = [gradient.worker for gradient in job]
+        everyone = range(self.workers)
+        for worker in {"contributors": contributors, "last": contributors[-1:], "everyone": everyone}[self.send_to]:
+            self.send_model(worker)
+
+    def stop_the_hopeless(self):
+        for worker in range(self.workers):
+            if not self.is_back(worker) and self.version - self.last_sent[worker].read_version > self.limit:
+                self.send_model(worker)
+
+    def begin_barrier(self):
+        self.barrier = True
+        for gradient in self.waiting():
+            self.settle(gradient, DISCARDED)
+        self.jobs, self.batch = [], []
+        self.end_barrier()
+
+    def end_barrier(self):
+        if all(self.is_back(worker) for worker in range(self.workers)):
+            self.barrier = False
+            self.note("barrier")
+            for worker in range(self.workers):
+                self.send_model(worker)
+
+    def waiting(self):
+        return [gradient for batch in (*self.jobs, self.batch) for gradient in batch]
+
+    def update_rows(self, job):
+        under_way = [gradient for gradient in self.last_sent if not self.is_back(gradient.worker)]
+        columns = {name: np.array([getattr(g, name) for g in job]) for name in ("worker", "draw", "read_version")}
+        oldest = min([g.read_version for g in (*under_way, *self.waiting())], default=self.version)
+        block = np.full(len(job), -1)
+        return UpdateRows(self.replica, self.version - 1, self.now, **columns, block=block, oldest_read=oldest)
+
+    # --- the table ----------------------------------------------------------------------------------------------------
+
+    def table(self):
+        """Return the rows that count: settled by the last update, no earlier draw of the worker being unsettled."""
+        rows, _ = self.at_last_update
+        draws = {(g.worker, g.draw) for g in self.rows[:rows]}
+        first_unsettled = [next(draw for draw in count() if (w, draw) not in draws) for w in range(self.workers)]
+        return sorted((g for g in self.rows[:rows] if g.draw < first_unsettled[g.worker]), key=lambda g: g.place)
+
+
+def message_bytes(scenario):
+    return 8 if scenario.problem is None else 8 * scenario.problem.dimension
+
+
+def reference_trace(scenario, replicas=None, on_update=None, loop=Loop) -> Trace:
+    """Return the trace that docs/trace.md defines; a test may give a `loop` with a rule broken."""
+    identifiers = range(scenario.run.replicas) if replicas is None else replicas
+    runs = [loop(scenario, replica, on_update) for replica in identifiers]
+    for run in runs:
+        run.run()
+    rows = [gradient for run in runs for gradient in run.table()]
+    columns = {name: np.array([getattr(g, name) for g in rows], kind) for name, kind in REQUIRED.items()}
+    columns |= {name: np.array([getattr(g, name) for g in rows], float) for name in TIMES}
+    if scenario.cluster.network is not None:
+        sent = ~np.isnan(columns["done_time"])
+        columns |= {
+            "bytes_up": sent * message_bytes(scenario),
+            "bytes_down": np.full(len(rows), message_bytes(scenario)),
+        }
+    events = [event for run in runs for event in run.events[: run.at_last_update[1]]]
+    updates = [run.version for run in runs]
+    return Trace(
+        columns, seed=scenario.seed, workers=scenario.workers, updates=updates, replicas=identifiers, events=events
+    )
