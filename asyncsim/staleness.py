@@ -298,8 +298,8 @@ def fit_momentum(
     depend on what happened before, so noise in the gradients does no harm). The first step, Δ_1 = −η∇f(x_0), is left
     out. With explicit momentum β at the server the same holds for u_t = Δ_t − β Δ_{t−1} in place of Δ_t, where Δ_0 = 0:
     written out, E Δ_{t+1} = (β + μ) E Δ_t − β μ E Δ_{t−1} − s E ∇f(x_t). So μ and s are fitted by least squares on u,
-    and the total momentum is the coefficient of Δ_t, β + μ. For other service laws the line holds only roughly, and the fit is
-    what describes the run best; for `before_apply`, where the gradient is that of x_{t−1}, it means nothing.
+    and the total momentum is the coefficient of Δ_t, β + μ. For other service laws the line holds only roughly, and the
+    fit is what describes the run best; for `before_apply`, where the gradient is that of x_{t−1}, it means nothing.
 
     Plain least squares on the means is biased, because noise in the regressors weakens them. Here every product of two
     means is the average over pairs of *different* replicas, whose noise is independent, so the normal equations are
