@@ -60,11 +60,11 @@ def read(dataset: str, target: str | int | None = None) -> tuple[np.ndarray, np.
     >>> features.shape, targets.shape
     ((569, 30), (569,))
     """
-    if dataset in BUILT_IN:
-        return _built_in(dataset)
     suffix = Path(dataset).suffix.lower()
     if target is not None and suffix != ".csv":
         raise refuse(f"'target' names a column of a csv file; {dataset} is none")
+    if dataset in BUILT_IN:
+        return _built_in(dataset)
     try:
         if suffix == ".npz":
             features, targets = _read_npz(dataset)

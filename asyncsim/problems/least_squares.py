@@ -26,7 +26,7 @@ class LeastSquares(LinearModel):
     the seed of a run does not change the problem.
 
     L and μ are the extreme eigenvalues of AᵀA/n + l2 I (μ is None where the smallest is 0), and
-    x* = (AᵀA/n + l2 I)⁺ Aᵀb/n is the minimiser of least norm; both come from one singular value decomposition.
+    x* = (AᵀA/n + l2 I)⁺ Aᵀb/n is the minimiser of least norm, by singular value decomposition.
 
     >>> problem = LeastSquares(samples=50, dimension=4, condition_number=10.0)
     >>> round(problem.smoothness, 9), round(problem.strong_convexity, 9)
@@ -58,7 +58,8 @@ class LeastSquares(LinearModel):
         if self.samples is not None:
             self._check_synthetic()
             return self
-        features = BUILT_IN[self.dataset].features if self.dataset in BUILT_IN else self.table.shape[1] - 1
+        known = BUILT_IN.get(self.dataset or "") if self.target is None else None
+        features = known.features if known else self.table.shape[1] - 1
         if self.dimension not in (None, features):
             raise refuse(f"'dimension' is {self.dimension}, but '{self.dataset}' has {features} features")
         object.__setattr__(self, "dimension", features)
