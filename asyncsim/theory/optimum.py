@@ -133,9 +133,7 @@ def _best_step(
     return Optimum(momentum, float(np.exp(log_step)), value)
 
 
-def _minimise(
-    function: Callable[[float, float], float], grid: np.ndarray, precision: float
-) -> tuple[float, float]:
+def _minimise(function: Callable[[float, float], float], grid: np.ndarray, precision: float) -> tuple[float, float]:
     """Return where a kinked function of (point, precision) is least, and its value there.
 
     The best point of a grid, asked for with little precision, then a golden-section search between its

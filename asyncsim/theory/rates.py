@@ -38,9 +38,7 @@ def mean_rate(workers: int, eigenvalues: ArrayLike, *, step: float, momentum: fl
     return float(np.abs(np.linalg.eigvals(companion)).max())
 
 
-def histogram_rate(
-    staleness: ArrayLike, eigenvalues: ArrayLike, *, step: float, momentum: float = 0.0
-) -> float:
+def histogram_rate(staleness: ArrayLike, eigenvalues: ArrayLike, *, step: float, momentum: float = 0.0) -> float:
     r"""Return the factor per update by which E x_t contracts under any histogram of the staleness.
 
     With q = `staleness`, H its longest, β = `momentum`, η = `step` and λ over `eigenvalues`, it is the spectral

@@ -49,18 +49,21 @@ def block_regret(rounds: int, delay: int) -> float:
 
 
 def independent_regret(rounds: int, delay: int) -> float:
-    r"""Return the expected regret with independent losses: ½ ln T + τ/4, up to a constant.
+    r"""Return the expected regret with independent losses: ½ ln T + 0.28 τ, up to a constant.
 
     As `block_regret`, but with independent z_t = ±1: T = `rounds`, τ = `delay`. The delay adds, it does not
-    multiply. The slope ½ in ln T is that of averaging; the slope ¼ in τ is measured (200 seeds), not derived.
+    multiply. The slope ½ in ln T is that of averaging. What the delay adds is paid in the first few times τ
+    rounds, where steps of order 1 meet gradients of older points; its size is measured, not derived: the excess
+    over τ = 0 is 0.24 τ, 0.27 τ, 0.28 τ and 0.28 τ at τ = 4, 16, 32, 64 (20 000 replicas, standard error 0.004
+    at most).
 
     >>> round(independent_regret(16384, 16) - independent_regret(16384, 0), 2)
-    4.0
+    4.48
 
     Source: the order τ + log T is that stated for delayed SGD on strongly convex losses; the constants are ours.
     """
     _require_rounds(rounds, delay)
-    return 0.5 * math.log(rounds) + delay / 4.0
+    return 0.5 * math.log(rounds) + 0.28 * delay
 
 
 def _require_rounds(rounds: int, delay: int) -> None:

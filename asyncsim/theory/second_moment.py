@@ -63,13 +63,12 @@ def second_moment_matrix(workers: int, strength: ArrayLike, *, momentum: float =
     return matrix
 
 
-def second_moments(
-    workers: int, eigenvalue: float, *, step: float, momentum: float = 0.0, updates: int
-) -> np.ndarray:
+def second_moments(workers: int, eigenvalue: float, *, step: float, momentum: float = 0.0, updates: int) -> np.ndarray:
     r"""Return E x_t² for t = 0 … `updates`, from x_0 = 1, on f = λx²/2 with λ = `eigenvalue`.
 
     At the start every worker holds x_0 and x_{−1} = x_0, so all seven moments of `second_moment_matrix` are 1.
     For a vector objective ½ Σ λ_i x_i², E‖x_t‖² is the sum over i of x_{0,i}² times this.
+    Moments beyond 1e300 are given as infinite.
 
     >>> second_moments(2, 1.0, step=0.5, updates=2)
     array([1.     , 0.25   , 0.03125])
@@ -80,8 +79,10 @@ def second_moments(
     """
     matrix = second_moment_matrix(workers, step * eigenvalue, momentum=momentum)
     moments = np.ones(7)
-    squares = np.empty(updates + 1)
+    squares = np.full(updates + 1, np.inf)
     for t in range(updates + 1):
+        if not np.abs(moments).max() < 1e300:
+            break  # diverged: the rest is beyond what a number holds
         squares[t] = moments[0]
         moments = matrix @ moments
     return squares

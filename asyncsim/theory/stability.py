@@ -96,8 +96,8 @@ def mean_limit(workers: int, momentum: float = 0.0) -> float:
 def mean_square_limit(workers: int, momentum: float = 0.0) -> float:
     """Return the limit below which E x_t² converges, M = `workers` exponential workers, β = `momentum`.
 
-    It falls with M. Beyond it single runs still converge up to `almost_sure_limit`, with excursions so large
-    that averages over replicas mean nothing.
+    At β = 0 it falls with M. Beyond it single runs still converge up to `almost_sure_limit`, with excursions so
+    large that averages over replicas mean nothing.
 
     >>> round(mean_square_limit(8), 3)
     0.566
@@ -105,7 +105,7 @@ def mean_square_limit(workers: int, momentum: float = 0.0) -> float:
     Derivation: the root in ηλ of `mean_square_rate` = 1.
     """
     _require_momentum(momentum)
-    highest = min(heavy_ball_limit(momentum), mean_limit(workers, momentum))
+    highest = mean_limit(workers, momentum)
     if workers == 1:
         return highest
     return _bisect(
