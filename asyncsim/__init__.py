@@ -10,8 +10,9 @@ any trace, deterministically.
 """
 
 from asyncsim.experiment import run
-from asyncsim.replay import Run, replay
+from asyncsim.replay import replay
 from asyncsim.results import open_run
+from asyncsim.runs import Run
 from asyncsim.scenario import Scenario, ScenarioError, load
 from asyncsim.sources import simulate
 from asyncsim.trace import Trace, TraceError

@@ -85,7 +85,11 @@ def run(file: str, out: str | None, settings: tuple[str, ...], seed: int | None,
         return
     from asyncsim.experiment import run as run_scenario
 
-    result = run_scenario(scenario, folder, force=force, pictures=True, stage=stage)
+    result = run_scenario(scenario, folder, force=force, stage=stage)
+    from asyncsim.pictures import draw_run
+
+    with stage("drawing", None):
+        draw_run(result, folder)
     if not quiet:
         click.echo("\n".join(summary_lines(result.summary)))
         click.echo(f"\n{_listing(folder)}")

@@ -474,7 +474,9 @@ class Mixture(Law):
 
     def encode(self) -> list[float] | None:
         """Return (code, count, cumulative shares …, offsets …, the encoded components …)."""
-        shares, offsets, body = [], [], []
+        shares: list[float] = []
+        offsets: list[float] = []
+        body: list[float] = []
         components = self.components()
         for share, law in components:
             row = law.encode()

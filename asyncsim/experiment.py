@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asyncsim.replay import Replayer, Run, replay
+from asyncsim.replay import Replayer, replay
 from asyncsim.results import folder_aside, refuse_existing, write_run
+from asyncsim.runs import Run
 from asyncsim.scenario import Scenario, ScenarioError
 from asyncsim.sources import simulate
 
@@ -34,7 +35,6 @@ def run(
     engine: str | None = None,
     force: bool = False,
     record_iterates: bool = False,
-    pictures: bool = False,
     stage: Stage = _silent,
 ) -> Run:
     """Make a scenario's trace and replay its method on its problem.
@@ -49,8 +49,6 @@ def run(
         "auto" or "simpy", instead of the scenario's own.
     record_iterates
         Keep every version in `run.iterates`.
-    pictures
-        Draw the run's pictures into its directory.
     stage
         A context manager (name, total) → function of progress; for progress bars.
 
@@ -68,11 +66,6 @@ def run(
     if out is not None:
         with folder_aside(out, force=force) as folder:
             write_run(folder, scenario, result)
-            if pictures:
-                from asyncsim.pictures import draw_run
-
-                with stage("drawing", None):
-                    draw_run(result, folder)
     return result
 
 

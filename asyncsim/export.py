@@ -44,16 +44,17 @@ def chrome_events(trace: Trace, scale: float) -> Any:
         ("send", "done_time", "arrive_time"),
     )
     for row in range(len(trace)):
-        about = {name: int(trace[name][row]) for name in ("draw", "read_version", "update")}
-        about["status"] = STATUSES[trace["status"][row]]
-        about["staleness"] = about["update"] - about["read_version"] if about["update"] >= 0 else None
+        draw, version, update = (int(trace[name][row]) for name in ("draw", "read_version", "update"))
+        status = STATUSES[trace["status"][row]]
+        about: dict[str, Any] = {"draw": draw, "read_version": version, "update": update, "status": status}
+        about["staleness"] = update - version if status == "applied" else None
         place = {"pid": int(trace["replica"][row]), "tid": int(trace["worker"][row])}
         for name, begin, end in phases:
             start, stop = float(trace[begin][row]), float(trace[end][row])
             if name == "compute" and np.isnan(stop):
                 stop = float(trace["apply_time"][row])  # cancelled
             if stop > start or (name == "compute" and stop == start):
-                shown = name if about["status"] == "applied" else f"{name} ({about['status']})"
+                shown = name if status == "applied" else f"{name} ({status})"
                 span = {"ts": start * scale, "dur": (stop - start) * scale}
                 yield {"ph": "X", "name": shown, "cat": name, **span, **place, "args": about}
     for replica in trace.replicas.tolist():

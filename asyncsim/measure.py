@@ -19,7 +19,6 @@ def metric_functions(problem: Any, names: tuple[str, ...]) -> dict[str, Callable
     loss f(x); suboptimality f(x) − f*; grad_norm ‖∇f(x)‖; distance ‖x − x*‖; accuracy as the problem defines it.
     Raises `ScenarioError` where the problem does not know its f* or x*, or has no accuracy.
     """
-    minimum, minimizer = problem.minimum, problem.minimizer
 
     def need(value: Any, name: str, what: str) -> Any:
         if value is None:
@@ -31,13 +30,11 @@ def metric_functions(problem: Any, names: tuple[str, ...]) -> dict[str, Callable
         if name == "loss":
             functions[name] = problem.value
         elif name == "suboptimality":
-            lowest = need(minimum, name, "smallest value")
-            functions[name] = lambda x, lowest=lowest: problem.value(x) - lowest
+            functions[name] = _suboptimality(problem, need(problem.minimum, name, "smallest value"))
         elif name == "grad_norm":
             functions[name] = lambda x: np.linalg.norm(problem.gradient(x), axis=-1)
         elif name == "distance":
-            target = need(minimizer, name, "minimizer")
-            functions[name] = lambda x, target=target: np.linalg.norm(x - target, axis=-1)
+            functions[name] = _distance(need(problem.minimizer, name, "minimizer"))
         elif name == "accuracy":
             try:
                 problem.accuracy(np.zeros(problem.dimension))
@@ -47,6 +44,14 @@ def metric_functions(problem: Any, names: tuple[str, ...]) -> dict[str, Callable
         elif name == "regret" and not hasattr(problem, "played_loss"):
             raise ScenarioError("metrics.record: 'regret' needs problem.kind = 'online'")
     return functions
+
+
+def _suboptimality(problem: Any, lowest: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: problem.value(x) - lowest
+
+
+def _distance(target: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: np.linalg.norm(x - target, axis=-1)
 
 
 class Meter:

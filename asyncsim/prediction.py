@@ -28,7 +28,7 @@ def predict(scenario: Scenario) -> dict[str, float]:
     cluster = scenario.cluster
     if scenario.run.source != "simulate" or cluster is None:
         return {}
-    kind = getattr(scenario.policy, "kind", "")
+    kind: Any = getattr(scenario.policy, "kind", "")
     instant = cluster.network is None and _takes_no_time(cluster)
     predictions = _staleness(scenario, cluster, kind, instant)
     if instant and cluster.server.reply == "after_apply":
@@ -72,7 +72,7 @@ def _staleness(scenario: Scenario, cluster: Cluster, kind: str, instant: bool) -
     return {"staleness_mean": float(workers - 1 if after else workers)}
 
 
-def _throughput(scenario: Scenario, cluster: Cluster, kind: str) -> float | None:
+def _throughput(scenario: Scenario, cluster: Cluster, kind: Any) -> float | None:
     """Return the updates per time unit, None where there is no formula."""
     workers = cluster.size
     k = scenario.policy.gradients_per_update(workers)

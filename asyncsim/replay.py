@@ -8,76 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from asyncsim.measure import Meter, metric_functions
 from asyncsim.methods.base import State
 from asyncsim.problems.base import complete
+from asyncsim.runs import Divergence, Run
 from asyncsim.scenario import Metrics, ScenarioError, parse_condition
 from asyncsim.schedule import BatchSchedule, ReplicaSchedule, Schedule
 from asyncsim.trace import APPLIED, Row, Trace, UpdateRows
 
 #: A batch of replicas holds at most this many coordinates.
 LARGEST_BATCH = 2_000_000
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """A replica whose model stopped being a number that can be squared, and the update that did it."""
-
-    replica: int
-    update: int
-
-    def __str__(self) -> str:
-        """Say it in a sentence."""
-        return f"replica {self.replica} diverged at update {self.update}: the model is no longer finite"
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a replay gave.
-
-    Attributes
-    ----------
-    trace
-        The schedule that was replayed.
-    final_iterates
-        The last version of each replica, shape (replicas, d).
-    iterates
-        Every version, shape (replicas, updates + 1, d), if they were asked for; a replica that ended earlier is padded
-        with its last version.
-    metrics
-        Tidy DataFrame: replica, update, time, metric, value.
-    diverged
-        The replicas that diverged; they end with their last finite version.
-    summary, scenario
-        Numbers about the run as a whole beside what theory says, and the resolved scenario as plain data; both only
-        from `asyncsim.run` and `asyncsim.open_run`.
-    """
-
-    trace: Trace
-    final_iterates: np.ndarray
-    iterates: np.ndarray | None = None
-    measurements: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
-    metric_names: tuple[str, ...] = ()
-    diverged: tuple[Divergence, ...] = ()
-    squared_distances: np.ndarray | None = field(default=None, repr=False)
-    summary: dict[str, Any] = field(default_factory=dict, repr=False)
-    scenario: dict[str, Any] | None = field(default=None, repr=False)
-
-    @cached_property
-    def metrics(self) -> Any:
-        """The measurements as a tidy pandas DataFrame."""
-        import pandas as pd
-
-        frame = pd.DataFrame(self.measurements)
-        codes = np.asarray(self.measurements["metric"], dtype=np.int64)
-        frame["metric"] = pd.Categorical.from_codes(codes, categories=list(self.metric_names))
-        return frame.astype({"replica": "int32", "update": "int64", "time": "float64", "value": "float64"})
 
 
 def replay(
@@ -120,7 +65,8 @@ def replay(
     loop = _Loop(trace, method, problem, meter, record_iterates, progress)
     if end_time is None and trace.has_times:
         end_time = float(np.nanmax(trace["apply_time"])) if len(trace) else 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
+    # More than one BLAS thread makes small products slower and their bits depend on the machine's load.
+    with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
         for places, schedule in _batches(trace, _batch_size(method, problem)):
             loop.run(places, schedule, end_time)
     return Run(
@@ -158,11 +104,11 @@ def _batches(trace: Trace, largest: int) -> Iterator[tuple[np.ndarray, Schedule]
     for (updates, gradients), members in shapes.items():
         for low in range(0, len(members), largest):
             places = np.array([place for place, _ in members[low : low + largest]])
-            rows = np.array([mine for _, mine in members[low : low + largest]])
+            chosen = np.array([mine for _, mine in members[low : low + largest]])
             if len(places) == 1:
-                yield places, ReplicaSchedule(trace, int(trace.replicas[places[0]]), rows[0], updates)
+                yield places, ReplicaSchedule(trace, int(trace.replicas[places[0]]), chosen[0], updates)
             else:
-                yield places, BatchSchedule(trace, trace.replicas[places], rows, updates, gradients)
+                yield places, BatchSchedule(trace, trace.replicas[places], chosen, updates, gradients)
 
 
 def advance(method: Any, problem: Any, state: State, memories: list[Any], rows: list[Row], reads: list[Any]) -> State:

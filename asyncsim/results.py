@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from asyncsim.runs import Run
 from asyncsim.trace import STATUSES, Trace, TraceError
 
 SCHEMA = 1
@@ -171,7 +172,7 @@ def write_frame(frame: Any, path: str | Path) -> None:
         pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), partial)
 
 
-def write_run(folder: str | Path, scenario: Any, run: Any) -> None:
+def write_run(folder: str | Path, scenario: Any, run: Run) -> None:
     """Write a run's files into a folder, which should be one from `folder_aside`."""
     folder = Path(folder)
     write_trace(run.trace, folder / TRACE)
@@ -184,15 +185,13 @@ def write_run(folder: str | Path, scenario: Any, run: Any) -> None:
     write_json(scenario.resolved(), folder / SCENARIO)
 
 
-def open_run(folder: str | Path) -> Any:
+def open_run(folder: str | Path) -> Run:
     """Open a run directory.
 
     Returns a `Run` with `trace`, `metrics` (DataFrame), `summary` (dict), `final_iterates` (replicas, d), and
     `scenario`, the resolved scenario as plain data.
     """
     import pyarrow.parquet as pq
-
-    from asyncsim.replay import Run
 
     folder = Path(folder)
     if not (folder / SCENARIO).is_file() or not (folder / TRACE).is_file():

@@ -316,12 +316,15 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        tables = isinstance(old, Mapping) and isinstance(value, Mapping)
-        if tables and all(value.get(tag, old.get(tag)) == old.get(tag) for tag in ("kind", "law", "set")):
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and _same_choice(old, value):
             merged[key] = _merge(dict(old), value)
         else:
             merged[key] = value
     return merged
+
+
+def _same_choice(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return all(new.get(tag, old.get(tag)) == old.get(tag) for tag in ("kind", "law", "set"))
 
 
 def set_path(data: dict[str, Any], path: str, value: Any) -> None:

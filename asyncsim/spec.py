@@ -56,6 +56,25 @@ class Spec(BaseModel):
         ser_json_inf_nan="constants",
     )
 
+    def __eq__(self, other: object) -> bool:
+        """Compare what was given, not what has been cached since."""
+        return type(self) is type(other) and self._given() == other._given()
+
+    def __hash__(self) -> int:
+        """Return a hash that agrees with `==`."""
+        return hash((type(self), repr(self)))
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leave what has been cached behind when pickled or copied."""
+        return {**super().__getstate__(), "__dict__": self._given()}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Any:
+        """Return a checked copy with some fields changed."""
+        return type(self).model_validate({**self._given(), **(update or {})})
+
+    def _given(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in type(self).model_fields}
+
     @model_validator(mode="before")
     @classmethod
     def _known_fields(cls, data: Any) -> Any:
@@ -68,7 +87,7 @@ class Spec(BaseModel):
         return data
 
 
-def _existing_file(value: Any, info: ValidationInfo) -> Any:
+def existing_file(value: Any, info: ValidationInfo) -> Any:
     """Find a file named in a scenario beside the scenario."""
     if isinstance(value, str | Path):
         folder = (info.context or {}).get("folder", ".")
@@ -80,7 +99,7 @@ def _existing_file(value: Any, info: ValidationInfo) -> Any:
 
 
 #: A file that must exist; a relative name is looked up beside the scenario file.
-File = Annotated[str, BeforeValidator(_existing_file)]
+File = Annotated[str, BeforeValidator(existing_file)]
 
 
 @contextmanager

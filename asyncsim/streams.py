@@ -16,9 +16,11 @@ The server draws with ``worker = -1`` and ``draw = update``; shared randomness w
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
 #: What a number is for. A new use gets a new number; a number is never given away twice.
 SERVICE = 1  # a worker's service time; index: attempt of a rejection sampler
@@ -115,13 +117,19 @@ def _normals(seed, replica, worker, draw, purpose, out):  # type: ignore[no-unty
                 out[row, 2 * index + 1] = second
 
 
-def _rows(*parts: object) -> tuple[tuple[int, ...], list[np.ndarray]]:
+def _rows(*parts: Any) -> tuple[tuple[int, ...], list[np.ndarray]]:
     """Broadcast parts of an address and flatten them to one row each."""
     arrays = np.broadcast_arrays(*[np.asarray(part, dtype=np.int64) for part in parts])
     return arrays[0].shape, [np.ascontiguousarray(array.reshape(-1)) for array in arrays]
 
 
-def _fill(kernel, seed, replica, worker, draw, purpose, size, dtype, *extra):  # type: ignore[no-untyped-def]
+#: A replica, a worker or a draw: one number, or an array of them.
+Part = int | ArrayLike
+
+
+def _fill(
+    kernel: Any, seed: int, replica: Part, worker: Part, draw: Part, purpose: int, size: int, dtype: Any, *extra: Any
+) -> np.ndarray:
     if not 0 <= size <= MAX_INDEX:
         raise ValueError(f"an address holds at most {MAX_INDEX} numbers, asked for {size}")
     shape, rows = _rows(replica, worker, draw)
@@ -130,11 +138,11 @@ def _fill(kernel, seed, replica, worker, draw, purpose, size, dtype, *extra):  #
     return out.reshape((*shape, size))
 
 
-def uniforms(seed: int, replica, worker, draw, purpose: int, size: int) -> np.ndarray:  # type: ignore[no-untyped-def]
+def uniforms(seed: int, replica: Part, worker: Part, draw: Part, purpose: int, size: int) -> np.ndarray:
     """Return `size` uniform numbers on (0, 1) at each address.
 
-    `replica`, `worker` and `draw` may be integers or arrays that broadcast; the result has their shape
-    followed by `size`.
+    `replica`, `worker` and `draw` may be integers or arrays that broadcast; the result has their shape followed by
+    `size`.
 
     >>> uniforms(7, 0, 3, 17, SAMPLE, 2).shape
     (2,)
@@ -144,11 +152,11 @@ def uniforms(seed: int, replica, worker, draw, purpose: int, size: int) -> np.nd
     return _fill(_uniforms, seed, replica, worker, draw, purpose, size, np.float64)
 
 
-def integers(seed: int, replica, worker, draw, purpose: int, size: int, high: int) -> np.ndarray:  # type: ignore[no-untyped-def]
+def integers(seed: int, replica: Part, worker: Part, draw: Part, purpose: int, size: int, high: int) -> np.ndarray:
     """Return `size` integers uniform on 0 … high − 1 at each address; shapes as in `uniforms`."""
     return _fill(_integers, seed, replica, worker, draw, purpose, size, np.int64, high)
 
 
-def normals(seed: int, replica, worker, draw, purpose: int, size: int) -> np.ndarray:  # type: ignore[no-untyped-def]
+def normals(seed: int, replica: Part, worker: Part, draw: Part, purpose: int, size: int) -> np.ndarray:
     """Return `size` standard normal numbers at each address; shapes as in `uniforms`."""
     return _fill(_normals, seed, replica, worker, draw, purpose, size, np.float64)

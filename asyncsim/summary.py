@@ -9,7 +9,7 @@ import numpy as np
 
 from asyncsim import staleness, theory
 from asyncsim.prediction import predict
-from asyncsim.replay import Run
+from asyncsim.runs import Run
 from asyncsim.scenario import Scenario, parse_condition
 from asyncsim.trace import STATUSES, Trace
 
@@ -70,10 +70,10 @@ def run_estimates(scenario: Scenario, run: Run) -> dict[str, Any]:
             continue
         try:
             if name == "momentum":
+                assert run.iterates is not None
                 explicit = getattr(scenario.method, "momentum", 0.0)
-                fit: Any = staleness.fit_momentum(
-                    run.iterates, scenario.problem.gradient, explicit=explicit, seed=scenario.seed
-                )
+                gradient = scenario.problem.gradient  # type: ignore[union-attr]
+                fit: Any = staleness.fit_momentum(run.iterates, gradient, explicit=explicit, seed=scenario.seed)
             else:
                 fit = staleness.fit_rate(_up_to_divergence(run), seed=scenario.seed)
             estimates[name] = vars(fit).copy()
@@ -87,6 +87,7 @@ def run_estimates(scenario: Scenario, run: Run) -> dict[str, Any]:
 def _up_to_divergence(run: Run) -> Any:
     """Return the squared distances up to the first update at which a replica diverged."""
     distances = run.squared_distances
+    assert distances is not None
     last = min((divergence.update for divergence in run.diverged), default=distances.shape[1])
     return distances[:, : last + 1]
 

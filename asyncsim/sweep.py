@@ -19,8 +19,8 @@ import numpy as np
 
 from asyncsim.experiment import Stage, _silent, finish, make_trace
 from asyncsim.prediction import predict
-from asyncsim.replay import Run
 from asyncsim.results import PROVENANCE, SCENARIO, ResultsError, provenance, refuse_existing, write_frame, write_json
+from asyncsim.runs import Run
 from asyncsim.scenario import Scenario, ScenarioError, build, set_path
 from asyncsim.staleness import summary as staleness_summary
 from asyncsim.staleness import throughput
@@ -32,14 +32,14 @@ RESULTS, CURVES, TUNED = "results.parquet", "curves.parquet", "tuned.parquet"
 class Cell(NamedTuple):
     """One point of a sweep: its place in the order of the file, the swept values, and the scenario they make."""
 
-    index: int
+    number: int
     values: dict[str, Any]
     scenario: Scenario
 
     @property
     def key(self) -> str:
         """Name of the cell's files: its place and the hash of its scenario."""
-        return f"{self.index:05d}-{self.scenario.sha256()[:12]}"
+        return f"{self.number:05d}-{self.scenario.sha256()[:12]}"
 
 
 def cells(scenario: Scenario, *, name: str = "scenario", folder: str | Path = ".") -> list[Cell]:
@@ -50,7 +50,7 @@ def cells(scenario: Scenario, *, name: str = "scenario", folder: str | Path = ".
     if scenario.sweep is None:
         raise ScenarioError(f"{name}: has no [sweep]")
     base = {key: value for key, value in scenario.resolved().items() if key != "sweep"}
-    found = []
+    found: list[Cell] = []
     for values in combinations(scenario):
         data = copy.deepcopy(base)
         for path, value in values.items():
@@ -93,7 +93,7 @@ def run_sweep(
     with stage("sweeping", len(todo)) as progress:
         progress(len(todo) - len(remaining))
         # Cells that share a schedule run one after another, so that it is simulated once.
-        for cell in sorted(remaining, key=lambda cell: (schedule_key(cell.scenario), cell.index)):
+        for cell in sorted(remaining, key=lambda cell: (schedule_key(cell.scenario), cell.number)):
             key = schedule_key(cell.scenario)
             if trace_of[0] != key:
                 trace_of = (key, make_trace(cell.scenario))

@@ -178,7 +178,7 @@ class Trace:
         import pandas as pd
 
         frame = pd.DataFrame({name: np.array(column) for name, column in self._columns.items()})
-        frame["status"] = pd.Categorical.from_codes(frame["status"], categories=list(STATUSES))
+        frame["status"] = pd.Categorical.from_codes(frame["status"], categories=pd.Index(STATUSES))
         staleness = self["update"] - self["read_version"]
         frame["staleness"] = pd.array(staleness, dtype="Int64")
         frame.loc[np.asarray(self["status"] != APPLIED), "staleness"] = pd.NA

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -20,10 +20,11 @@ class Problem(Spec):
 
     batched: ClassVar[bool] = True
 
-    @property
-    def dimension(self) -> int:
-        """Number d of coordinates."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+        # Not there at run time, so that a problem may have a field of this name.
+        @property
+        def dimension(self) -> int:
+            """Number d of coordinates."""
 
     @property
     def smoothness(self) -> float | None:

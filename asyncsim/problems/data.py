@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, cast
 import numpy as np
 from pydantic import BeforeValidator, ValidationInfo
 
-from asyncsim.spec import _existing_file, closest, refuse
+from asyncsim.spec import closest, existing_file, refuse
 
 
 class Shape(NamedTuple):
@@ -43,7 +43,7 @@ def _dataset(value: Any, info: ValidationInfo) -> Any:
             f"unknown dataset '{value}'{closest(str(value), list(BUILT_IN))}; "
             f"allowed: {', '.join(BUILT_IN)}, or a file that ends in {', '.join(SUFFIXES)}"
         )
-    return _existing_file(value, info)
+    return existing_file(value, info)
 
 
 #: "digits", "breast_cancer", or a file of LIBSVM lines, an npz file with X and y, or a csv file.

@@ -8,12 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from asyncsim.problems.sized import SizedProblem
+from asyncsim.problems.base import Problem
 from asyncsim.spec import Count, NonNegative
 from asyncsim.trace import Row
 
 
-class LinearModel(SizedProblem):
+class LinearModel(Problem):
     """f(x) = (1/n) Σᵢ ℓ(W aᵢ, bᵢ) + (l2/2) ‖x‖², where x holds the rows of the matrix W one after another.
 
     A subclass gives the data (aᵢ, bᵢ) and the loss ℓ of the scores W aᵢ. Scores and targets are arrays of shape

@@ -7,13 +7,14 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import model_validator
 
+from asyncsim.problems.base import Problem
 from asyncsim.problems.quadratic import add_noise
-from asyncsim.problems.sized import SizedProblem, Start, starting_point
+from asyncsim.problems.start import Start, starting_point
 from asyncsim.spec import Count, NonNegative
 from asyncsim.trace import Row
 
 
-class PLExample(SizedProblem):
+class PLExample(Problem):
     """f(x) = Σᵢ xᵢ² + 3 sin² xᵢ, which satisfies the Polyak–Łojasiewicz inequality without being convex.
 
     The inequality is ½ ‖∇f(x)‖² ≥ μ_PL (f(x) − f*), here with μ_PL = 1/32; it holds for the sum over the `dimension`

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from asyncsim.problems.sized import SizedProblem, Start, starting_point
+from asyncsim.problems.base import Problem
+from asyncsim.problems.start import Start, starting_point
 from asyncsim.spec import Count, Floats, NonNegative, refuse
 from asyncsim.trace import Row
 
 
-class Quadratic(SizedProblem):
+class Quadratic(Problem):
     """f(x) = ½ Σᵢ λᵢ xᵢ², with gradient noise of the same size everywhere.
 
     The λᵢ are `eigenvalues` (negative ones make a saddle), or, where `dimension` = d and `condition_number` = κ are

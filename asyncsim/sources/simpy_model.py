@@ -52,7 +52,8 @@ class Environment(simpy.Environment):
         event = simpy.Event(self)
         event._ok = True
         event._value = None
-        heappush(self._queue, (time, 2 + kind * self.workers + worker, next(self._eid), event))
+        queue: list[Any] = self._queue
+        heappush(queue, (time, 2 + kind * self.workers + worker, next(self._eid), event))
         return event
 
 
@@ -105,9 +106,9 @@ class AddressedDurations:
     """The durations of one worker's draws 0, 1, 2, …, fetched from the compiled sampler a block at a time."""
 
     def __init__(self, law: Law, seed: int, replica: int, worker: int, purpose: int, index: int = 0):
-        self.fetch = lambda first, size: law.sample(
-            seed, replica, worker, first, size=size, purpose=purpose, index=index
-        ).tolist()
+        self.law = law
+        self.address = (seed, replica, worker)
+        self.use = {"purpose": purpose, "index": index}
         self.block: list[float] = []
         self.first = 0
 
@@ -116,7 +117,8 @@ class AddressedDurations:
         place = draw - self.first
         if place >= len(self.block):
             self.first, place = draw, 0
-            self.block = self.fetch(draw, min(max(8, 2 * len(self.block)), 1024))
+            size = min(max(8, 2 * len(self.block)), 1024)
+            self.block = self.law.sample(*self.address, draw, size=size, **self.use).tolist()
         return self.block[place]
 
 
@@ -146,7 +148,7 @@ class ClusterModel:
         self.version = 0
         self.batch: list[Gradient] = []
         self.jobs: deque[list[Gradient]] = deque()
-        self.latest: list[Gradient | None] = [None] * self.count
+        self.latest: list[Any] = [None] * self.count
         self.at_barrier = False
 
         seed = scenario.seed
@@ -189,8 +191,8 @@ class ClusterModel:
         while True:
             gradient = self.inbox[me]
             if gradient is None:
-                self.idle[me] = env.event()
-                yield self.idle[me]
+                self.idle[me] = wake = env.event()
+                yield wake
                 continue
             self.inbox[me] = None
             gradient.start_time = env.now
@@ -311,8 +313,8 @@ class ClusterModel:
         """Apply the complete batches in order, each after its service time."""
         while True:
             if not self.jobs:
-                self.server_idle = self.env.event()
-                yield self.server_idle
+                self.server_idle = wake = self.env.event()
+                yield wake
                 continue
             yield self.env.at(self.env.now + self.server_service(self.version), APPLY, 0)
             self.apply()

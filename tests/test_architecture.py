@@ -1,0 +1,99 @@
+"""Imports run one way, public names are few, and nothing but streams.py makes random numbers."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import asyncsim
+
+PACKAGE = Path(asyncsim.__file__).parent
+
+#: Lower layers first; a module may import its own layer and those before it.
+LAYERS = [
+    ["spec", "streams", "columns", "theory"],
+    ["trace", "durations", "sampler", "staleness_laws", "slots"],
+    ["network", "policies", "staleness", "problems"],
+    ["methods"],
+    ["scenario"],
+    ["schema", "prediction", "schedule", "measure", "runs", "results"],
+    ["sources", "replay"],
+    ["summary", "experiment", "export"],
+    ["sweep"],
+    ["plots", "pictures", "report"],
+    ["cli"],
+    ["__main__", "__init__"],
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    """Return the top-level part of the package that a file belongs to."""
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Return the parts of the package that a file imports, anywhere in it, but for type checking."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "asyncsim":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("asyncsim."):
+            found.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("asyncsim.")}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    me = part_of(path)
+    assert me in LEVEL, f"{me} has no layer: give it one in LAYERS"
+    upward = {name for name in imported_parts(path) if LEVEL[name] > LEVEL[me]}
+    assert not upward, f"{path.name} (layer {LEVEL[me]}) imports {upward}"
+
+
+def test_the_check_sees_an_upward_import(tmp_path: Path) -> None:
+    file = tmp_path / "spec.py"
+    file.write_text("def late():\n    from asyncsim.cli import main\n    return main\n")
+    assert imported_parts(file) == {"cli"}
+    assert LEVEL["cli"] > LEVEL["spec"]
+
+
+def test_every_part_has_a_layer() -> None:
+    parts = {part_of(path) for path in MODULES}
+    assert parts == set(LEVEL)
+
+
+def test_public_names() -> None:
+    assert sorted(asyncsim.__all__) == [
+        "Run",
+        "Scenario",
+        "ScenarioError",
+        "Trace",
+        "TraceError",
+        "load",
+        "open_run",
+        "replay",
+        "run",
+        "simulate",
+    ]
+    assert all(hasattr(asyncsim, name) for name in asyncsim.__all__)
+
+
+GENERATORS = re.compile(
+    r"default_rng|RandomState|np\.random|numpy\.random|^import random|from random|Generator\(", re.M
+)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_generators(path: Path) -> None:
+    assert not GENERATORS.search(path.read_text(encoding="utf-8"))
