@@ -63,7 +63,11 @@ def test_largest_root_of_a_constant_delay(delay):
     assert theory.largest_root_modulus(polynomial) == pytest.approx(companion_radius(polynomial), rel=1e-9)
 
 
-@pytest.mark.parametrize(("roots", "largest"), [([0.9, 0.9, 0.5], 0.9), ([2.0, -2.0, 1.9], 2.0), ([0.0], 0.0)])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("roots", "largest"),
+    [([0.9, 0.9, 0.5], 0.9), ([2.0, -2.0, 1.9], 2.0), ([0.7, 0.0, 0.0], 0.7), ([0.0], 0.0), ([1e-8, 1e3], 1e3)],
+)
 def test_largest_root_of_known_polynomials(roots, largest):
     assert theory.largest_root_modulus(np.poly(roots)) == pytest.approx(largest, rel=1e-7)
 
