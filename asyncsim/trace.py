@@ -155,8 +155,9 @@ class Trace:
 
     def rows_of(self, replica: int) -> slice:
         """Return where the rows of a replica stand."""
-        low, high = np.searchsorted(self["replica"], [replica, replica + 1])
-        return slice(int(low), int(high))
+        column = self["replica"]
+        key = column.dtype.type(replica)  # a key of another type would have the whole column converted
+        return slice(int(column.searchsorted(key, "left")), int(column.searchsorted(key, "right")))
 
     def slices(self) -> Iterator[tuple[int, int, slice]]:
         """Yield (replica, its number of updates, its rows) in order."""
