@@ -107,7 +107,8 @@ class Meter:
             if name == "regret":
                 value = self.problem.regret(played, self.seed, replicas, version)
             else:
-                value = self.functions[name](x)
+                function = self.functions[name]
+                value = function(x) if self.problem.batched else [function(one) for one in x]
             self.parts.append(
                 {
                     "replica": replicas,

@@ -250,7 +250,7 @@ class Replayer:
             self.versions[rows.update + 1] = self.state.x
             self.versions = {v: x for v, x in self.versions.items() if v >= rows.oldest_read}
             if self.condition is not None and (rows.update + 1) % self.every == 0:
-                value = float(np.asarray(self.condition(self.state.x[None]))[0])
+                value = float(self.condition(self.state.x))
                 if (value < self.bound) if self.sign == "<" else (value > self.bound):
                     return "stop"
         return self.state.request
