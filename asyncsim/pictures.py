@@ -2,44 +2,177 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncsim import plots
 from asyncsim.export import has_timeline
 from asyncsim.prediction import staleness_law
+from asyncsim.results import SCENARIO
 from asyncsim.runs import Run
 from asyncsim.scenario import build
+from asyncsim.sweep import CURVES, TUNED, label, read_results
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+#: More lines than this in one picture tell nothing.
+MOST_LINES = 10
+
+Picture = tuple[str, Callable[[Any], Any]]
 
 
 def draw_run(run: Run, folder: Path) -> list[Path]:
-    """Draw a run's pictures into a folder: staleness over its theory, the loss, the workers' timeline."""
+    """Draw a run's pictures into its folder: staleness over its theory, the loss, the workers' timeline."""
     scenario = build(run.scenario or {}, folder=folder)
-    unit = run.summary["time_unit"]
-    warmup = scenario.run.warmup
     frame = run.trace.to_frame()
-    drawn = []
-
-    def draw(name: str, plot: Callable[[Any], Any], title: str) -> None:
-        drawn.append(_draw(folder / f"{name}.png", plot, title))
-
-    kept = frame[frame["update"] >= warmup]
+    unit = run.summary["time_unit"]
+    chosen: list[Picture] = []
+    kept = frame[frame["update"] >= scenario.run.warmup]
     if len(kept):
         law = staleness_law(scenario, int(kept["staleness"].max()) + 1)
-        draw("staleness", lambda ax: plots.staleness_histogram(ax, kept, theory=law), scenario.description)
+        chosen.append(("staleness", lambda ax: plots.staleness_histogram(ax, kept, theory=law)))
     if run.metric_names:
         metric = run.metric_names[0]
-        draw("loss", lambda ax: plots.loss(ax, run.metrics, metric=metric), scenario.description)
+        chosen.append(("loss", lambda ax: plots.loss(ax, run.metrics, metric=metric)))
     if has_timeline(run.trace):
-        draw("timeline", lambda ax: plots.timeline(ax, frame, time_unit=unit), scenario.description)
+        chosen.append(("timeline", lambda ax: plots.timeline(ax, frame, time_unit=unit)))
+    return _draw(chosen, folder, scenario.description)
+
+
+def draw_sweep(folder: Path) -> list[Path]:
+    """Draw a sweep's pictures into its folder: those of `asyncsim.plots` for which its results have the columns."""
+    scenario = json.loads((folder / SCENARIO).read_text(encoding="utf-8"))
+    unit = scenario.get("cluster", {}).get("time_unit", "s")
+    results = read_results(folder)
+    tuned = None
+    if (folder / TUNED).exists():
+        import pyarrow.parquet as pq
+
+        tuned = pq.read_table(folder / TUNED).to_pandas()
+    sweep = scenario["sweep"]
+    paths = [*sweep.get("grid", {}), *(path for group in sweep.get("zip", []) for path in group)]
+    chosen = [*_over_workers(results, tuned, paths), *_regret(results, paths), *_bars(results, unit, tuned, paths)]
+    if any((folder / CURVES).glob("*.parquet")):
+        chosen += _curves(read_results(folder, CURVES), unit, tuned, paths)
+    return _draw(chosen, folder, scenario.get("description", ""))
+
+
+def _draw(chosen: list[Picture], folder: Path, title: str) -> list[Path]:
+    """Draw each picture with the title, and save it under its name."""
+    drawn = []
+    for name, plot in chosen:
+        figure, ax = plots.new_figure()
+        plot(ax)
+        if title:
+            figure.suptitle(title, fontsize="medium")
+        drawn.append(plots.save(figure, folder / f"{name}.png"))
     return drawn
 
 
-def _draw(path: Path, plot: Callable[[Any], Any], title: str) -> Path:
-    """Draw one plot with a title and save it."""
-    figure, ax = plots.new_figure()
-    plot(ax)
-    if title:
-        figure.suptitle(title, fontsize="medium")
-    return plots.save(figure, path)
+def _over_workers(results: DataFrame, tuned: DataFrame | None, paths: list[str]) -> Iterator[Picture]:
+    """Yield the fitted momentum, and the best explicit one, against the number of workers, where that is swept."""
+    counts = [path for path in paths if path.startswith("cluster.workers.") and path.endswith(".count")]
+    if len(counts) != 1:
+        return
+    count = counts[0]
+    others = [path for path in paths if path != count]
+    if "momentum" in results and "momentum_low" in results:
+        fitted = results[~results["momentum_refused"].astype(bool)].dropna(subset=["momentum"])
+        frame = _labelled(fitted, others).drop_duplicates([count, *others])
+        frame = frame.rename(columns={count: "workers", "momentum_low": "low", "momentum_high": "high"})
+        if len(frame):
+            yield "momentum", lambda ax: plots.momentum_sweep(ax, frame)
+    if tuned is not None and "method.momentum" in tuned and count in tuned:
+        best = _optimum_frame(tuned, count, [path for path in others if not path.startswith("method.")])
+        yield "optimum", lambda ax: plots.optimum_sweep(ax, best)
+
+
+def _optimum_frame(tuned: DataFrame, count: str, others: list[str]) -> DataFrame:
+    """Return the measured best explicit momentum and, where `tuned` has them, the optima that theory gives."""
+    import pandas as pd
+
+    frame = _labelled(tuned.dropna(subset=["method.momentum"]), others).rename(columns={count: "workers"})
+    kinds = {"method.momentum": "measured", "best_momentum_mean_square": "mean square", "best_momentum_mean": "mean"}
+    parts = [
+        frame[["workers", "label"]].assign(momentum=frame[column], criterion=criterion)
+        for column, criterion in kinds.items()
+        if column in frame
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _regret(results: DataFrame, paths: list[str]) -> Iterator[Picture]:
+    """Yield regret against updates, one line per delay, a picture for each value of what else is swept."""
+    delay = "run.staleness.value"
+    if "regret" not in results or delay not in results:
+        return
+    others = [path for path in paths if path not in (delay, "run.updates")]
+    frame = _labelled(results, others).rename(columns={delay: "delay"})
+    for name in frame["label"].unique():
+        yield "_".join(["regret", *_words(name)]), _on(plots.regret, frame[frame["label"] == name])
+
+
+def _bars(results: DataFrame, unit: str, tuned: DataFrame | None, paths: list[str]) -> Iterator[Picture]:
+    """Yield the time to the target, and the paired differences of what was tuned, one bar per label."""
+    if "time_to_target" in results and results["time_to_target"].notna().any():
+        frame = _labelled(results, paths)
+        if 1 < frame["label"].nunique() <= MOST_LINES:
+            bars = frame[["label", "replica", "time_to_target"]].rename(columns={"time_to_target": "time"})
+            yield "time_to_target", lambda ax: plots.time_to_target(ax, bars, time_unit=unit)
+    if tuned is not None and "difference" in tuned and tuned["difference"].notna().sum() > 1:
+        best = _labelled(tuned.dropna(subset=["difference"]), paths)
+        if len(best) <= 2 * MOST_LINES:
+            yield "tuned", lambda ax: plots.paired_differences(ax, best)
+
+
+def _curves(curves: DataFrame, unit: str, tuned: DataFrame | None, paths: list[str]) -> Iterator[Picture]:
+    """Yield the first metric against updates and against time, one line per cell or, where tuned, per best cell."""
+    if tuned is not None:
+        curves = curves.merge(tuned.dropna(subset=paths)[paths], on=paths)
+    frame = _labelled(curves, paths)
+    if not 0 < frame["label"].nunique() <= MOST_LINES:
+        return
+    metric = str(frame["metric"].iloc[0])
+    yield "loss", lambda ax: plots.loss(ax, frame, metric=metric)
+    if frame["time"].notna().all():
+        yield "loss_time", lambda ax: plots.loss(ax, frame, metric=metric, against="time", time_unit=unit)
+
+
+def _labelled(frame: DataFrame, paths: list[str]) -> DataFrame:
+    """Return the frame with a column `label` that tells its cells apart by the values of the swept paths.
+
+    A path that says no more than those before it (it moves with them) would make the label longer, not clearer.
+    """
+    telling: list[str] = []
+    for path in paths:
+        groups = [rows for _, rows in frame.groupby(telling, dropna=False)] if telling else [frame]
+        if any(rows[path].nunique(dropna=False) > 1 for rows in groups):
+            telling.append(path)
+    if not telling:
+        return frame.assign(label="")
+    if len(telling) == 1 and not _is_number(frame[telling[0]].iloc[0]):
+        return frame.assign(label=frame[telling[0]].map(label))
+    said = [frame[path].map(_named(path)) for path in telling]
+    return frame.assign(label=[", ".join(words) for words in zip(*said, strict=True)])
+
+
+def _named(path: str) -> Callable[[Any], str]:
+    """Return how a value of this path is said in a label: a number with its name, a word alone."""
+    name = path.rpartition(".")[2].replace("_", " ")
+    return lambda value: f"{name} {label(value)}" if _is_number(value) else label(value)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, str)
+
+
+def _on(plot: Callable[[Any, Any], Any], frame: DataFrame) -> Callable[[Any], Any]:
+    return lambda ax: plot(ax, frame)
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a label, for a file's name."""
+    return "".join(c if c.isalnum() else " " for c in text).split()

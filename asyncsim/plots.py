@@ -12,52 +12,43 @@ screen, and the same numbers make the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from asyncsim.results import aside
+from asyncsim.figures import (
+    COLOURS,
+    GREY,
+    checked,
+    finish,
+    groups_of,
+    log_scale,
+    new_figure,
+    note,
+    ramp,
+    refuse_empty,
+    save,
+    whole_numbers,
+    worker_axis,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from pandas import DataFrame
 
-#: Colours that stay apart for colour-blind readers (Okabe and Ito 2008), in the order of use.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GREY = "#8C8C8C"
-
-#: What a file of each kind must not say, so that equal pictures are equal files.
-_METADATA: dict[str, dict[str, None]] = {
-    ".png": {"Software": None},
-    ".svg": {"Date": None, "Creator": None},
-    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-}
-
-
-def new_figure() -> tuple[Figure, Axes]:
-    """Return a figure of 1200 × 800 pixels and its axes, apart from pyplot's."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.0, 16 / 3), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
-
-
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as png, svg or pdf, as its name ends; the file is there as a whole or not at all."""
-    import matplotlib
-
-    path = Path(path)
-    kind = path.suffix.lower()
-    if kind not in _METADATA:
-        raise ValueError(f"{path}: a picture's name must end in {', '.join(_METADATA)}")
-    with aside(path) as partial, matplotlib.rc_context({"svg.hashsalt": "asyncsim"}):
-        figure.savefig(partial, format=kind[1:], metadata=_METADATA[kind])
-    return path
+__all__ = [
+    "loss",
+    "momentum_sweep",
+    "new_figure",
+    "optimum_sweep",
+    "paired_differences",
+    "regret",
+    "save",
+    "staleness_histogram",
+    "time_to_target",
+    "timeline",
+]
 
 
 # --- staleness ----------------------------------------------------------------------------------------------------
@@ -71,9 +62,9 @@ def staleness_histogram(
     `frame` has the column `staleness`, one row per gradient (missing where it was not applied), and, to compare several
     distributions, `label`. `theory` holds the probabilities of staleness 0, 1, 2, …: one array, or one per label.
     """
-    frame = _checked("staleness_histogram", frame, "staleness").dropna(subset=["staleness"])
-    _refuse_empty("staleness_histogram", frame, "no gradient was applied")
-    groups = list(_groups(frame))
+    frame = checked("staleness_histogram", frame, "staleness").dropna(subset=["staleness"])
+    refuse_empty("staleness_histogram", frame, "no gradient was applied")
+    groups = list(groups_of(frame))
     expected = {groups[0][0]: theory} if isinstance(theory, np.ndarray | list | tuple) else dict(theory or {})
     unknown = set(expected) - {name for name, _, _ in groups}
     if unknown:
@@ -110,8 +101,8 @@ def staleness_histogram(
         ax.plot([], [], color=GREY, linestyle="--", marker="o" if last <= 60 else "", markersize=3.5, label="theory")
     ax.set_xlim(-0.5 - 0.01 * last, last + 0.5 + 0.01 * last)
     ax.set_ylim(bottom=0)
-    _whole_numbers(ax.xaxis)
-    return _finish(ax, "staleness (updates)", "share of gradients", legend=len(groups) > 1 or bool(expected))
+    whole_numbers(ax.xaxis)
+    return finish(ax, "staleness (updates)", "share of gradients", legend=len(groups) > 1 or bool(expected))
 
 
 # --- progress -----------------------------------------------------------------------------------------------------
@@ -134,12 +125,12 @@ def loss(
     """
     if against not in ("update", "time"):
         raise ValueError(f"loss: against must be 'update' or 'time', got {against!r}")
-    frame = _checked("loss", frame, "replica", against, "metric", "value")
+    frame = checked("loss", frame, "replica", against, "metric", "value")
     have = sorted(map(str, frame["metric"].unique()))
     frame = frame[frame["metric"] == metric].dropna(subset=[against])
-    _refuse_empty("loss", frame, f"no '{metric}' with a known {against}; its metrics: {', '.join(have)}")
+    refuse_empty("loss", frame, f"no '{metric}' with a known {against}; its metrics: {', '.join(have)}")
 
-    groups = list(_groups(frame, label or ""))
+    groups = list(groups_of(frame, label or ""))
     low, high, replicas = np.inf, -np.inf, 0
     for name, colour, rows in groups:
         curves = [curve.sort_values(against) for _, curve in rows.groupby("replica")]
@@ -161,12 +152,12 @@ def loss(
             low, high = min(low, finite.min()), max(high, finite.max())
         replicas = max(replicas, len(curves))
     if low > 0 and high > 10 * low:
-        ax.set_yscale("log")
+        log_scale(ax, low, high)
     if replicas > 1:
-        _note(ax, f"median and 10–90 % band of {replicas} replicas")
+        note(ax, f"median and 10–90 % band of {replicas} replicas")
     ax.margins(x=0.01)
     where = "updates" if against == "update" else f"time ({time_unit})"
-    return _finish(ax, where, metric.replace("_", " "), legend=len(groups) > 1 or label is not None)
+    return finish(ax, where, metric.replace("_", " "), legend=len(groups) > 1 or label is not None)
 
 
 def _grid(points: list[np.ndarray]) -> np.ndarray:
@@ -198,9 +189,9 @@ def time_to_target(ax: Axes, frame: DataFrame, *, time_unit: str = "s") -> Axes:
     `frame` has the columns label, replica and time (NaN where the target was not reached) and may have `theory`, the
     time that a formula predicts for the label. The mean is that of the replicas that reached the target.
     """
-    frame = _checked("time_to_target", frame, "label", "replica", "time")
+    frame = checked("time_to_target", frame, "label", "replica", "time")
     labels, widest = [], 0.0
-    for place, (name, colour, rows) in enumerate(_groups(frame)):
+    for place, (name, colour, rows) in enumerate(groups_of(frame)):
         labels.append(str(name))
         time = rows["time"].to_numpy(dtype=np.float64)
         reached = time[~np.isnan(time)]
@@ -224,7 +215,7 @@ def time_to_target(ax: Axes, frame: DataFrame, *, time_unit: str = "s") -> Axes:
     ax.set_ylim(len(labels) - 0.4, -0.6)
     missing = frame["time"].isna().groupby(frame["label"]).any().any()
     ax.set_xlim(0, (widest or 1.0) * (1.3 if missing else 1.05))
-    return _finish(ax, f"time to target ({time_unit})", "", grid="x", outside=True)
+    return finish(ax, f"time to target ({time_unit})", "", grid="x", outside=True)
 
 
 # --- the schedule -------------------------------------------------------------------------------------------------
@@ -241,11 +232,11 @@ def timeline(ax: Axes, frame: DataFrame, *, updates: int = 60, time_unit: str = 
     from matplotlib.colors import ListedColormap
 
     names = ("replica", "worker", "update", "status", "staleness", "start_time", "done_time", "apply_time")
-    frame = _checked("timeline", frame, *names)
+    frame = checked("timeline", frame, *names)
     frame = frame[frame["replica"] == frame["replica"].min()]
     workers = int(frame["worker"].max()) + 1
     instants = frame.loc[(frame["status"] == "applied") & (frame["update"] < updates), "apply_time"].dropna().unique()
-    _refuse_empty("timeline", instants, "no update has a known time")
+    refuse_empty("timeline", instants, "no update has a known time")
     end = float(instants.max())
 
     frame = frame[frame["start_time"] < end].assign(
@@ -262,11 +253,11 @@ def timeline(ax: Axes, frame: DataFrame, *, updates: int = 60, time_unit: str = 
     used = frame[frame["status"] == "applied"]
     staleness = used["staleness"].to_numpy(dtype=np.float64)
     line = 0.5 if workers <= 50 else 0.1
-    bars = _bars(ax, used, array=staleness, cmap=ListedColormap(_ramp(256)), edgecolor="white", linewidth=line)
+    bars = _bars(ax, used, array=staleness, cmap=ListedColormap(ramp(256)), edgecolor="white", linewidth=line)
     bars.set_clim(0, max(1.0, staleness.max(initial=0.0)))
     scale = ax.figure.colorbar(bars, ax=ax, pad=0.01, aspect=30, label="staleness (updates)")
     scale.outline.set_visible(False)
-    _whole_numbers(scale.ax.yaxis)
+    whole_numbers(scale.ax.yaxis)
     unused = frame[frame["status"] != "applied"]
     if len(unused):
         look: dict[str, Any] = {"facecolor": "#E3E3E3", "edgecolor": GREY, "hatch": "//////", "linewidth": line}
@@ -281,7 +272,7 @@ def timeline(ax: Axes, frame: DataFrame, *, updates: int = 60, time_unit: str = 
     ax.set_yticks([*rows, below], [*map(str, rows), "updates"])
     ax.set_ylim(below + 1.7 * strip, -0.6)
     ax.set_xlim(min(0.0, float(frame["read"].min())), end)
-    return _finish(ax, f"time ({time_unit})", "worker", legend=len(unused) > 0, grid="", outside=True)
+    return finish(ax, f"time ({time_unit})", "worker", legend=len(unused) > 0, grid="", outside=True)
 
 
 def _bars(ax: Axes, rows: DataFrame, **look: Any) -> Any:
@@ -304,18 +295,18 @@ def momentum_sweep(ax: Axes, frame: DataFrame, *, explicit: float = 0.0) -> Axes
     `frame` has the columns workers, momentum, low, high and, to compare several clusters, `label`. `explicit` is the
     momentum that the server applies itself: it shifts the curve.
     """
-    frame = _checked("momentum_sweep", frame, "workers", "momentum", "low", "high")
+    frame = checked("momentum_sweep", frame, "workers", "momentum", "low", "high")
     workers = frame["workers"].to_numpy(dtype=np.float64)
     dense = np.geomspace(workers.min(), workers.max(), 200)
     name = r"$1 - 1/M$" if not explicit else rf"$1 - 1/M {explicit:+g}$"
     ax.plot(dense, 1 - 1 / dense + explicit, color=GREY, label=f"{name} (exponential service)", zorder=1)
-    for label, colour, rows in _groups(frame, "measured"):
+    for label, colour, rows in groups_of(frame, "measured"):
         rows = rows.sort_values("workers")
         middle = rows["momentum"].to_numpy(dtype=np.float64)
         ends = np.abs(rows[["low", "high"]].to_numpy(dtype=np.float64) - middle[:, None]).T
         ax.errorbar(rows["workers"], middle, yerr=ends, fmt="o", color=colour, capsize=4, markersize=5, label=label)
-    _worker_axis(ax, workers)
-    return _finish(ax, "workers $M$", "momentum")
+    worker_axis(ax, workers)
+    return finish(ax, "workers $M$", "momentum")
 
 
 def optimum_sweep(ax: Axes, frame: DataFrame) -> Axes:
@@ -324,9 +315,9 @@ def optimum_sweep(ax: Axes, frame: DataFrame) -> Axes:
     `frame` has the columns workers, momentum, criterion (such as "mean", "mean square") and label (such as "κ = 5"),
     and may have low and high, an interval.
     """
-    frame = _checked("optimum_sweep", frame, "workers", "momentum", "criterion", "label")
+    frame = checked("optimum_sweep", frame, "workers", "momentum", "criterion", "label")
     styles = dict(zip(frame["criterion"].unique(), ("-", "--", ":", "-."), strict=False))
-    for label, colour, rows in _groups(frame):
+    for label, colour, rows in groups_of(frame):
         for criterion, part in rows.groupby("criterion", sort=False):
             part = part.sort_values("workers")
             x, middle = part["workers"].to_numpy(), part["momentum"].to_numpy(dtype=np.float64)
@@ -336,8 +327,8 @@ def optimum_sweep(ax: Axes, frame: DataFrame) -> Axes:
                 ends = np.abs(part[["low", "high"]].to_numpy(dtype=np.float64) - middle[:, None]).T
                 ax.errorbar(x, middle, yerr=ends, fmt="none", ecolor=colour, capsize=3)
     ax.axhline(0, color=GREY, linewidth=0.8, zorder=0)
-    _worker_axis(ax, frame["workers"].to_numpy(dtype=np.float64))
-    return _finish(ax, "workers $M$", "best explicit momentum")
+    worker_axis(ax, frame["workers"].to_numpy(dtype=np.float64))
+    return finish(ax, "workers $M$", "best explicit momentum")
 
 
 def regret(ax: Axes, frame: DataFrame, *, slope: float = 0.5) -> Axes:
@@ -346,12 +337,12 @@ def regret(ax: Axes, frame: DataFrame, *, slope: float = 0.5) -> Axes:
     `frame` has the columns updates, delay and regret, and may have `replica`: the line is then the mean. Points at
     which that is not positive are left out.
     """
-    frame = _checked("regret", frame, "updates", "delay", "regret")
+    frame = checked("regret", frame, "updates", "delay", "regret")
     table = frame.groupby(["delay", "updates"])["regret"].mean()
     table = table[table > 0]
-    _refuse_empty("regret", table, "no positive regret, so nothing to draw on logarithmic axes")
+    refuse_empty("regret", table, "no positive regret, so nothing to draw on logarithmic axes")
     delays = table.index.get_level_values("delay").unique()
-    for delay, colour in zip(delays, _ramp(len(delays)), strict=True):
+    for delay, colour in zip(delays, ramp(len(delays)), strict=True):
         line = table.loc[delay]
         ax.plot(line.index, line.to_numpy(), color=colour, marker="o", markersize=4, label=f"{delay:g}")
     x = table.index.get_level_values("updates").to_numpy(dtype=np.float64)
@@ -361,80 +352,26 @@ def regret(ax: Axes, frame: DataFrame, *, slope: float = 0.5) -> Axes:
     ax.plot(ends, under * (ends / ends[0]) ** slope, "--", color=GREY, label=f"slope {slope:g}")
     ax.set_xscale("log")
     ax.set_yscale("log")
-    _finish(ax, "updates", "regret", legend=False)
+    finish(ax, "updates", "regret", legend=False)
     ax.legend(title="delay (updates)", frameon=False)
     return ax
 
 
-# --- what all share -----------------------------------------------------------------------------------------------
+def paired_differences(ax: Axes, frame: DataFrame, *, name: str = "final loss") -> Axes:
+    """Draw how much each label differs from the first one, replica by replica: the mean and its interval.
 
-
-def _checked(plot: str, frame: DataFrame, *columns: str) -> DataFrame:
-    """Return the frame; refuse one without rows or without a column."""
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        have = ", ".join(map(str, frame.columns))
-        raise ValueError(f"{plot}: the frame has no column '{missing[0]}'; it has: {have}")
-    _refuse_empty(plot, frame, "it has no rows")
-    return frame
-
-
-def _refuse_empty(plot: str, frame: Any, reason: str) -> None:
-    if not len(frame):
-        raise ValueError(f"{plot}: nothing to draw: {reason}")
-
-
-def _groups(frame: DataFrame, name: str = "") -> Iterator[tuple[Any, str, DataFrame]]:
-    """Yield (label, colour, its rows) in order of appearance; one group named `name` where there is no label."""
-    if "label" not in frame:
-        yield name, COLOURS[0], frame
-        return
-    for place, (label, rows) in enumerate(frame.groupby("label", sort=False, observed=True)):
-        yield label, COLOURS[place % len(COLOURS)], rows
-
-
-def _ramp(count: int) -> np.ndarray:
-    """Return colours for an ordered quantity, from dark to light but never too light to see; shape (count, 4)."""
-    from matplotlib import colormaps
-
-    return np.asarray(colormaps["viridis"](np.linspace(0.0, 0.88, count)))
-
-
-def _whole_numbers(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _worker_axis(ax: Axes, workers: np.ndarray) -> None:
-    """Make the x axis logarithmic to base 2, with a tick at each number of workers that has room."""
-    from matplotlib.ticker import NullLocator
-
-    ax.set_xscale("log", base=2)
-    ticks: list[float] = []
-    for value in np.unique(workers):
-        if not ticks or value >= 1.15 * ticks[-1]:
-            ticks.append(float(value))
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.xaxis.set_minor_locator(NullLocator())
-
-
-def _note(ax: Axes, text: str) -> None:
-    ax.set_title(text, loc="right", fontsize="small", color="#505050")
-
-
-def _finish(
-    ax: Axes, x: str, y: str, *, legend: bool = True, grid: Literal["", "x", "both"] = "both", outside: bool = False
-) -> Axes:
-    """Label the axes and give every plot the same look."""
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.set_axisbelow(True)
-    if grid:
-        ax.grid(axis=grid, color="#E6E6E6", linewidth=0.7)
-    if legend and outside:
-        ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=3)
-    elif legend:
-        ax.legend(frameon=False)
-    return ax
+    `frame` has the columns label, difference, difference_low and difference_high, in order. A difference whose interval
+    holds zero is grey: on these replicas it cannot be told from none. The first row is the reference.
+    """
+    frame = checked("paired_differences", frame, "label", "difference", "difference_low", "difference_high")
+    numbers = frame[["difference_low", "difference", "difference_high"]].to_numpy(dtype=np.float64)
+    for place, (low, middle, high) in enumerate(numbers.tolist()):
+        told_apart = low > 0 or high < 0
+        colour = COLOURS[0] if told_apart else GREY
+        ax.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
+        ax.plot([middle], [place], "o", color=colour, markersize=6)
+    ax.axvline(0, color="black", linewidth=0.8, zorder=0)
+    ax.set_yticks(range(len(frame)), [str(label) for label in frame["label"]])
+    ax.invert_yaxis()
+    note(ax, "mean of the paired differences and its 95 % interval; grey: cannot be told from none")
+    return finish(ax, f"difference in {name} to “{frame['label'].iloc[0]}”", "", grid="x", legend=False)

@@ -71,9 +71,7 @@ def sweep_lines(scenario: Scenario, frame: Any, folder: Path) -> list[str]:
     swept = list(frame.columns[: list(frame.columns).index("replica")])
     lines = [f"{scenario.name}: {frame.groupby(swept, dropna=False).ngroups} cells, means over replicas"]
     table = frame.drop(columns="replica").groupby(swept, sort=False, dropna=False).mean(numeric_only=True)
-    same = [name for name in table if len(table) > 1 and table[name].nunique(dropna=False) == 1]
-    hidden = [name for name in table if name.endswith(("_low", "_high", "_refused"))]
-    table = table.drop(columns={*same, *hidden})
+    table = table[[name for name in table if _is_shown(name, table)]]
     with pd.option_context("display.width", 200, "display.max_columns", 30):
         lines.append(table.to_string(float_format=shown, max_rows=60))
         tuned = folder / "tuned.parquet"
@@ -84,6 +82,17 @@ def sweep_lines(scenario: Scenario, frame: Any, folder: Path) -> list[str]:
             if best["at_edge"].any():
                 lines.append("a best value at the edge of its grid may not be the best there is: widen the grid")
     return lines
+
+
+#: Endings of columns for which a terminal has no room; `results.parquet` has them all.
+HIDDEN = ("_low", "_high", "_refused", "_var", "_p99", "_max", "_step")
+
+
+def _is_shown(name: str, table: Any) -> bool:
+    """Say whether a column of results is worth its place: it differs between cells, and its measurement is shown."""
+    if name.endswith(HIDDEN) or (len(table) > 1 and table[name].nunique(dropna=False) == 1):
+        return False
+    return name.removesuffix("_theory") in table
 
 
 #: Rough costs on one core of a small machine, for the estimate of `asyncsim check` only.

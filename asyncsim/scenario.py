@@ -11,18 +11,20 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+import numpy as np
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from asyncsim.durations import AnyLaw, Constant, Law
 from asyncsim.methods import AnyMethod
 from asyncsim.network import Network
-from asyncsim.policies import AnyPolicy, Async
-from asyncsim.problems import AnyProblem
-from asyncsim.spec import File, Positive, Spec, refuse
+from asyncsim.policies import UNLIMITED, AnyPolicy, Async
+from asyncsim.problems import AnyProblem, LeastSquares, Problem
+from asyncsim.problems.base import complete
+from asyncsim.spec import File, Positive, Spec, closest, first_error, refuse, shown
 from asyncsim.staleness_laws import AnyStaleness
 
 MAX_WORKERS = 10_000_000
@@ -36,7 +38,10 @@ RUN_METRICS = ("momentum", "rate")
 
 
 class ScenarioError(ValueError):
-    """Bad input: one sentence that names the file, the key, the value and what is allowed."""
+    """Bad input: one sentence, on one line, that names the file, the key, the value and what is allowed."""
+
+    def __init__(self, sentence: str):
+        super().__init__(" ".join(sentence.split()))
 
 
 class WorkerGroup(Spec):
@@ -355,34 +360,3 @@ def parse_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def dotted(location: Iterable[Any]) -> str:
-    """Return ``cluster.workers[1].service`` for ("cluster", "workers", 1, "service")."""
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
-
-
-def first_error(error: ValidationError) -> str:
-    """Return the first error of a validation as one sentence: where, what, which value."""
-    details = error.errors(include_url=False)[0]
-    # Unions and tags leave marks in the location that no file contains.
-    where = dotted(part for part in details["loc"] if isinstance(part, int) or not re.search(r"[\[\]()-]", str(part)))
-    message, given = details["msg"], details.get("input")
-    if details["type"] == "refused":
-        said = message
-    elif details["type"] == "missing":
-        where, _, field = where.rpartition(".")
-        said = f"missing field '{field}'"
-    else:
-        said = f"{message[0].lower()}{message[1:].replace('input', 'the value', 1)}"
-        said = said.replace("the value should", "must")
-        said = f"{said}, got {_shown(given)}"
-    return f"{where}: {said}" if where else said
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"

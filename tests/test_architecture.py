@@ -21,7 +21,7 @@ LAYERS = [
     ["sources", "replay"],
     ["summary", "experiment", "export"],
     ["sweep"],
-    ["plots", "pictures", "report"],
+    ["figures", "plots", "pictures", "report"],
     ["cli"],
     ["__main__", "__init__"],
 ]
