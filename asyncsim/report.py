@@ -90,9 +90,9 @@ HIDDEN = ("_low", "_high", "_refused", "_var", "_p99", "_max", "_step")
 
 def _is_shown(name: str, table: Any) -> bool:
     """Say whether a column of results is worth its place: it differs between cells, and its measurement is shown."""
-    if name.endswith(HIDDEN) or (len(table) > 1 and table[name].nunique(dropna=False) == 1):
-        return False
-    return name.removesuffix("_theory") in table
+    measured = name.removesuffix("_theory")
+    differs = len(table) == 1 or table[name].nunique(dropna=False) > 1
+    return differs and measured in table and not measured.endswith(HIDDEN)
 
 
 #: Rough costs on one core of a small machine, for the estimate of `asyncsim check` only.
