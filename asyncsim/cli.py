@@ -32,11 +32,16 @@ class _Commands(click.Group):
             click.echo(f"error: {error}", err=True)
             context.exit(BAD_INPUT)
         except BrokenPipeError:
-            # The reader of our output has gone; there is nobody to tell.
-            sys.stderr.close()
+            raise  # the reader of our output has gone; click knows what to do
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            click.echo(f"failed: {what}", err=True)
+            context.exit(FAILED)
+        except MemoryError:
+            click.echo("failed: not enough memory; `asyncsim check` says how much a scenario takes", err=True)
             context.exit(FAILED)
         except KeyboardInterrupt:
-            click.echo("interrupted; what was done is kept", err=True)
+            click.echo("interrupted", err=True)
             context.exit(INTERRUPTED)
 
 
@@ -48,7 +53,7 @@ def main() -> None:
 
 def _overrides(settings: tuple[str, ...], seed: int | None) -> dict[str, Any]:
     """Return what ``--set path=value`` and ``--seed`` ask for."""
-    from asyncsim.scenario import parse_value
+    from asyncsim.documents import parse_value
 
     overrides: dict[str, Any] = {}
     for setting in settings:

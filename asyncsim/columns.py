@@ -54,6 +54,8 @@ def _place(file: str, column: str | int | None, header: list[str] | None, width:
     if isinstance(column, str) and header and column in header:
         return header.index(column)
     have = ", ".join(header) if header else f"no header, columns 0 … {width - 1}"
+    if column is None:
+        raise refuse(f"{file}: has several columns, so 'column' must say which; there is: {have}")
     raise refuse(f"{file}: column {column!r} not found; there is: {have}")
 
 

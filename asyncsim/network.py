@@ -20,7 +20,8 @@ Node = int | str
 #: Short names for common graphs; each takes the number of nodes, workers + 1.
 TOPOLOGIES = ("star", "ring", "path", "tree", "torus", "complete")
 
-LARGEST_ARGUMENT = 1_000_000
+#: Larger graphs would take longer to lay out than a simulation on them could be waited for.
+LARGEST_ARGUMENT, LARGEST_COMPLETE, MOST_HOPS = 1_000_000, 2_000, 5_000_000
 
 
 class Routes(NamedTuple):
@@ -70,13 +71,29 @@ class Network(Spec):
             raise refuse("'edges' is empty: the server needs a way to the workers")
         return self
 
+    @property
+    def is_star(self) -> bool:
+        """Whether every worker has a link of its own."""
+        shape = self.edges is None and self.topology in (None, "star") and not self.arguments
+        return shape and self.workers is None and self.server is None
+
+    @property
+    def takes_no_time(self) -> bool:
+        """Whether a message crosses a link in no time."""
+        return self.bandwidth is None and self.latency.mean == 0
+
+    def check(self, workers: int) -> None:
+        """Refuse a network that does not reach this many workers."""
+        if not self.is_star:
+            self.routes(workers)
+
     def routes(self, workers: int) -> Routes:
         """Return the links and the way of each of `workers` workers; refuse a graph that does not reach them all.
 
         >>> Network(topology="path").routes(3).up
         [[0], [2, 0], [4, 2, 0]]
         """
-        if self.edges is None and self.topology in (None, "star") and self.workers is None and self.server is None:
+        if self.is_star:
             ends: list[tuple[Node, Node]] = []
             for worker in range(workers):
                 ends += [(worker + 1, 0), (0, worker + 1)]
@@ -106,6 +123,9 @@ class Network(Spec):
         if name in TOPOLOGIES:
             if self.arguments:
                 raise refuse(f"topology '{name}' takes no arguments; name a networkx generator to give some")
+            if workers > LARGEST_ARGUMENT or (name == "complete" and workers > LARGEST_COMPLETE):
+                most = LARGEST_COMPLETE if name == "complete" else LARGEST_ARGUMENT
+                raise refuse(f"topology '{name}' takes at most {most:,} workers, got {workers:,}")
             side = math.isqrt(size - 1) + 1
             makers = {
                 "star": lambda: nx.star_graph(size - 1),
@@ -124,7 +144,7 @@ class Network(Spec):
                 "generator such as 'watts_strogatz_graph' with its 'arguments'"
             )
         if any(isinstance(value, int) and value > LARGEST_ARGUMENT for value in self.arguments.values()):
-            raise refuse(f"an argument of networkx.{name} is larger than {LARGEST_ARGUMENT}")
+            raise refuse(f"an argument of networkx.{name} is larger than {LARGEST_ARGUMENT:,}")
         # A random graph is a function of its seed, never of the global generators that networkx would fall back on.
         seeded = {"seed": 0} if "seed" in inspect.signature(maker).parameters else {}
         try:
@@ -145,6 +165,7 @@ def _shortest(graph: Any, server: Node, places: list[Node]) -> Routes:
     import networkx as nx
 
     parent = dict(nx.bfs_predecessors(graph, server))
+    hops = 0
     number: dict[tuple[Node, Node], int] = {}
     up: list[list[int]] = []
     down: list[list[int]] = []
@@ -157,6 +178,9 @@ def _shortest(graph: Any, server: Node, places: list[Node]) -> Routes:
         while node != server:
             way.append((node, parent[node]))
             node = parent[node]
+        hops += len(way)
+        if hops > MOST_HOPS:
+            raise refuse(f"the workers' ways add up to more than {MOST_HOPS:,} links: take fewer workers, or a tree")
         for a, b in way:
             number.setdefault((a, b), len(number))
             number.setdefault((b, a), len(number))

@@ -49,10 +49,23 @@ class Policy(Spec):
 
     def check(self, workers: int, reply: str) -> None:
         """Refuse a number of workers or an order of replies that the policy cannot work with."""
+        gradients = self.gradients_per_update(workers)
+        if gradients < 1:
+            raise refuse(f"an update takes at least one gradient, got {gradients}", "policy")
+        if gradients > workers and not self.goes_on:
+            raise refuse(
+                f"an update must not take more gradients than there are workers, {workers}, since each gives one "
+                f"and waits; got {gradients}",
+                "policy",
+                "k",
+            )
         if reply == "before_apply" and self.sends_to == "everyone":
             raise refuse(
-                "reply = 'before_apply' does not go with a policy that sends the new model to every worker: "
-                "they would be sent the old one again; use 'after_apply'"
+                "'before_apply' does not go with a policy that sends the new model to every worker: "
+                "they would be sent the old one again; use 'after_apply'",
+                "cluster",
+                "server",
+                "reply",
             )
 
 
@@ -110,11 +123,6 @@ class KSync(_KPolicy):
         """Every worker."""
         return "everyone"
 
-    def check(self, workers: int, reply: str) -> None:
-        """Refuse more gradients than there are workers: each gives one."""
-        _at_most(self.k, workers)
-        super().check(workers, reply)
-
 
 class KBatchSync(_KPolicy):
     """The first `k` gradients of the current version, from any workers; the others are stopped (Dutta et al. 2018)."""
@@ -141,11 +149,6 @@ class KAsync(_KPolicy):
     """The first `k` gradients of different workers make the update; the others go on (Dutta et al. 2018)."""
 
     kind: Literal["k_async"] = "k_async"
-
-    def check(self, workers: int, reply: str) -> None:
-        """Refuse more gradients than there are workers: each waits once it has pushed."""
-        _at_most(self.k, workers)
-        super().check(workers, reply)
 
 
 class KBatchAsync(_KPolicy):
@@ -210,11 +213,6 @@ class Ringmaster(Policy):
     def cancels(self) -> bool:
         """Whether hopeless gradients are stopped."""
         return self.on_stale == "cancel"
-
-
-def _at_most(k: int, workers: int) -> None:
-    if k > workers:
-        raise refuse(f"k must be at most the number of workers, {workers}: each gives one gradient; got {k}")
 
 
 POLICIES: dict[str, type[Spec]] = {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from asyncsim.results import read_trace
 from asyncsim.scenario import Scenario
+from asyncsim.sources import BYTES_PER_COORDINATE
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -56,8 +59,8 @@ def shown(value: Any) -> str:
     """Return a number in few digits, a large whole one with separators."""
     if isinstance(value, str):
         return value
-    if value != value:
-        return "-"
+    if not math.isfinite(value):
+        return "-" if value != value else str(value)
     if isinstance(value, int) or (value == int(value) and abs(value) < 1e15):
         return f"{int(value):,}" if abs(value) >= 1e4 else f"{int(value)}"
     return f"{value:,.2f}" if 100 <= abs(value) < 1e7 else f"{value:.4g}"
@@ -101,7 +104,7 @@ BYTES_PER_ROW = 80
 
 
 def check_lines(scenario: Scenario, *, name: str) -> list[str]:
-    """Return what a scenario would take. Rows and times are estimates; nothing is run."""
+    """Return what a scenario would take. These are estimates from means; nothing is run."""
     many = [scenario]
     lines = [f"{name}: valid"]
     if scenario.sweep is not None:
@@ -109,37 +112,35 @@ def check_lines(scenario: Scenario, *, name: str) -> list[str]:
 
         many = [cell.scenario for cell in cells(scenario, name=name)]
         lines.append(f"cells      {len(many):,}")
-    rows = [_rows(one) for one in many]
-    if any(count is None for count in rows):
-        lines.append("rows       not known before it runs: read from a file, or ended by time")
-        return lines
-    known = [count for count in rows if count is not None]
-    seconds = 0.0
-    for one, count in zip(many, known, strict=True):
-        dimension = 0 if one.problem is None else int(one.problem.dimension)
-        seconds += SECONDS_PER_GRADIENT * count
-        if dimension:
-            per_update = SECONDS_PER_UPDATE + SECONDS_PER_COORDINATE * dimension * one.run.replicas
-            seconds += per_update * count / one.run.replicas
-    memory = max(known) * BYTES_PER_ROW
-    lines.append(f"rows       about {sum(known):,.0f} gradients" + (" in all" if len(many) > 1 else ""))
-    lines.append(f"memory     about {_bytes(memory)} for the largest trace")
-    lines.append(f"time       about {_duration(seconds)} on one core")
+    rows, memory, seconds = zip(*(_takes(one) for one in many), strict=True)
+    at_most = "at most" if any(one.run.stop_when for one in many) else "about"
+    lines.append(f"rows       {at_most} {sum(rows):,.0f} gradients" + (" in all" if len(many) > 1 else ""))
+    lines.append(f"memory     {at_most} {_bytes(max(memory))}" + (" for the largest cell" if len(many) > 1 else ""))
+    lines.append(f"time       {at_most} {_duration(sum(seconds))} on one core")
     return lines
 
 
-def _rows(scenario: Scenario) -> float | None:
-    """Return the expected number of gradients, None where it depends on what happens."""
-    settings = scenario.run
-    per_update = scenario.policy.gradients_per_update(scenario.workers)
+def _takes(scenario: Scenario) -> tuple[float, float, float]:
+    """Return the expected number of gradients, bytes of memory, and seconds on one core."""
+    settings, policy = scenario.run, scenario.policy
+    per_update, replicas = float(policy.gradients_per_update(scenario.workers)), settings.replicas
     if settings.source == "trace":
-        return None
-    if settings.updates is not None:
-        return float(settings.updates * settings.replicas * per_update)
-    if scenario.cluster is None or settings.time is None:
-        return None
-    rate = sum(group.count / group.service.mean for group in scenario.cluster.workers if group.service.mean > 0)
-    return float(settings.time * rate * settings.replicas)
+        trace = read_trace(str(settings.trace))
+        rows, updates, replicas = float(len(trace)), float(trace.updates.sum()), trace.replicas.size
+    elif settings.source == "synthetic" or scenario.cluster is None:
+        rows = updates = float(settings.updates or 0) * replicas
+    else:
+        groups = [group for group in scenario.cluster.workers if group.service.mean > 0]
+        rate = sum(group.count / group.service.mean for group in groups)
+        by_time = math.inf if settings.time is None else settings.time * rate
+        rows = min((settings.updates or math.inf) * per_update, by_time) * replicas
+        updates = rows / per_update
+    dimension = 0 if scenario.problem is None else int(scenario.problem.dimension)
+    seconds = SECONDS_PER_GRADIENT * rows
+    if dimension:
+        seconds += SECONDS_PER_UPDATE * updates / replicas + SECONDS_PER_COORDINATE * dimension * updates
+    kept = dimension * ("momentum" in scenario.metrics.record) + ("rate" in scenario.metrics.record)
+    return rows, BYTES_PER_ROW * rows + BYTES_PER_COORDINATE * kept * updates, seconds
 
 
 def _bytes(count: float) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -72,8 +73,14 @@ def folder_aside(path: str | Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Refuse to write over anything but an empty folder, or a run that the user gave up with `force`."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    """Refuse to write over anything but an empty folder, or a run that the user gave up with `force`.
+
+    Said before a long run rather than after it: a place where nothing can be written is refused too.
+    """
+    above = next(parent for parent in (path, *path.absolute().parents) if os.path.exists(parent))
+    if above != path and not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise ResultsError(f"{path}: cannot be written: {above} is no folder that one may write to")
+    if above != path or (path.is_dir() and not any(path.iterdir())):
         return
     if not path.is_dir():
         raise ResultsError(f"{path}: is a file, not a run directory")
@@ -123,7 +130,8 @@ def read_trace(path: str | Path) -> Trace:
     except FileNotFoundError:
         raise TraceError(f"{path}: no such file") from None
     except (KeyError, pa.ArrowException, OSError) as error:
-        raise TraceError(f"{path}: not a trace written by asyncsim ({error})") from None
+        said = " ".join(str(error).split())
+        raise TraceError(f"{path}: not a trace written by asyncsim ({said})") from None
     if about["asyncsim_schema"] != SCHEMA:
         raise TraceError(f"{path}: has schema {about['asyncsim_schema']}, this asyncsim reads {SCHEMA}")
     columns = {}
@@ -148,6 +156,14 @@ def write_json(data: Any, path: str | Path) -> None:
     """Write plain data as readable JSON; NaN becomes null."""
     with aside(path) as partial:
         partial.write_text(json.dumps(_plain(data), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a run's JSON file; raise `ResultsError` where it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path}: cannot be read: {error}") from None
 
 
 def _plain(value: Any) -> Any:
@@ -198,16 +214,18 @@ def open_run(folder: str | Path) -> Run:
         what = "a sweep: read results.parquet" if (folder / "results.parquet").is_dir() else "no run directory"
         raise ResultsError(f"{folder}: is {what}")
     trace = read_trace(folder / TRACE)
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    scenario = json.loads((folder / SCENARIO).read_text(encoding="utf-8"))
+    summary, scenario = read_json(folder / SUMMARY), read_json(folder / SCENARIO)
     if not (folder / METRICS).is_file():
         return Run(trace=trace, final_iterates=np.empty((trace.replicas.size, 0)), summary=summary, scenario=scenario)
-    frame = pq.read_table(folder / METRICS).to_pandas()
+    try:
+        frame = pq.read_table(folder / METRICS).to_pandas()
+        with np.load(folder / ITERATES) as arrays:
+            final = arrays["final"]
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise ResultsError(f"{folder}: is damaged: {error}") from None
     names = tuple(frame["metric"].cat.categories)
     measurements = {name: np.asarray(frame[name]) for name in ("replica", "update", "time", "value")}
     measurements["metric"] = np.asarray(frame["metric"].cat.codes)
-    with np.load(folder / ITERATES) as arrays:
-        final = arrays["final"]
     return Run(
         trace=trace,
         final_iterates=final,

@@ -6,18 +6,20 @@ own modules. `docs/scenario.md` describes the file for its users.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
+import math
 import re
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
+from asyncsim.documents import ScenarioError as ScenarioError
+from asyncsim.documents import read
 from asyncsim.durations import AnyLaw, Constant, Law
 from asyncsim.methods import AnyMethod
 from asyncsim.network import Network
@@ -31,17 +33,12 @@ MAX_WORKERS = 10_000_000
 MAX_REPLICAS = 10_000_000
 MAX_UPDATES = 2**48
 
+LONGEST_AXIS = 100_000
+
 #: What can be measured on the model at a version.
 MODEL_METRICS = ("loss", "suboptimality", "grad_norm", "distance", "accuracy", "regret")
 #: What can be measured on a whole run, from its replicas.
 RUN_METRICS = ("momentum", "rate")
-
-
-class ScenarioError(ValueError):
-    """Bad input: one sentence, on one line, that names the file, the key, the value and what is allowed."""
-
-    def __init__(self, sentence: str):
-        super().__init__(" ".join(sentence.split()))
 
 
 class WorkerGroup(Spec):
@@ -67,11 +64,18 @@ class Cluster(Spec):
     network: Network | None = None
 
     @model_validator(mode="after")
-    def _reachable(self) -> Cluster:
+    def _workable(self) -> Cluster:
         if self.size > MAX_WORKERS:
-            raise refuse(f"at most {MAX_WORKERS:,} workers, got {self.size:,}")
-        if self.network is not None and self.network.topology != "star":
-            self.network.routes(self.size)
+            raise refuse(f"must not have more than {MAX_WORKERS:,} workers in all, got {self.size:,}", "workers")
+        for place, group in enumerate(self.workers):
+            _never_negative(group.service, "workers", place, "service")
+        _never_negative(self.server.service, "server", "service")
+        if self.network is not None:
+            _never_negative(self.network.latency, "network", "latency")
+            try:
+                self.network.check(self.size)
+            except PydanticCustomError as error:
+                raise refuse(error.message(), "network") from error
         return self
 
     @property
@@ -83,6 +87,52 @@ class Cluster(Spec):
     def laws(self) -> list[Law]:
         """The service law of each worker."""
         return [group.service for group in self.workers for _ in range(group.count)]
+
+    @property
+    def instant_worker(self) -> int | None:
+        """The first worker to whom a model goes and from whom the gradient comes in no time at all, if there is one."""
+        if all(group.service.mean > 0 for group in self.workers):
+            return None
+        away = [False] * self.size
+        if self.network is not None and not self.network.takes_no_time:
+            away = [bool(way) for way in self.network.routes(self.size).up]
+        instant = [group.service.mean == 0 for group in self.workers for _ in range(group.count)]
+        return next((worker for worker in range(self.size) if instant[worker] and not away[worker]), None)
+
+
+def _never_negative(law: Law, *where: str | int) -> None:
+    """Refuse a law that is sampled by its quantile function if that can be negative or is not finite."""
+    if law.encode() is not None:
+        return
+    ends = np.array([2.0**-54, 0.5, 1.0 - 2.0**-53])
+    try:
+        times = np.asarray(law.quantile(ends), dtype=np.float64).reshape(ends.shape)
+    except Exception as error:  # a user's code fails as it likes
+        raise refuse(f"its quantile function does not take an array of probabilities: {error}", *where) from error
+    bad = times[~(np.isfinite(times) & (times >= 0))]
+    if bad.size:
+        raise refuse(f"can return {bad[0]:.6g}; durations must be finite and not negative", *where)
+
+
+def parse_condition(text: str) -> tuple[str, str, float]:
+    """Return (metric, "<" or ">", bound) of a condition such as "loss < 0.1"."""
+    match = re.fullmatch(r"\s*(\w+)\s*([<>])\s*([-+.\deE]+)\s*", text)
+    try:
+        if match and match[1] in MODEL_METRICS and math.isfinite(float(match[3])):
+            return match[1], match[2], float(match[3])
+    except ValueError:
+        pass
+    near = closest(match[1], list(MODEL_METRICS)) if match and match[1] not in MODEL_METRICS else ""
+    raise refuse(f"must read like 'loss < 0.1', with one of {', '.join(MODEL_METRICS)}; got {shown(text)}{near}")
+
+
+def _condition(text: str) -> str:
+    parse_condition(text)
+    return text
+
+
+#: A metric of the model and its bound, such as "loss < 0.1".
+Condition = Annotated[str, AfterValidator(_condition)]
 
 
 class RunSettings(Spec):
@@ -98,7 +148,7 @@ class RunSettings(Spec):
     trace: File | None = None
     updates: Annotated[int, Field(ge=1, le=MAX_UPDATES)] | None = None
     time: Positive | None = None
-    stop_when: str | None = None
+    stop_when: Condition | None = None
     replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
     warmup: Annotated[int, Field(ge=0)] = 0
 
@@ -108,14 +158,14 @@ class RunSettings(Spec):
             raise refuse("'staleness' (a law) goes with source = 'synthetic', and the other way round")
         if (self.source == "trace") != (self.trace is not None):
             raise refuse("'trace' (a file) goes with source = 'trace', and the other way round")
-        if self.source != "trace" and self.updates is None and self.time is None:
-            raise refuse("give 'updates' or 'time': the run must end")
         if self.source == "synthetic" and self.updates is None:
             raise refuse("a synthetic trace has no clock: give 'updates'")
+        if self.source != "trace" and self.updates is None and self.time is None:
+            raise refuse("give 'updates' or 'time': the run must end")
         if self.updates is not None and self.warmup >= self.updates:
-            raise refuse(f"warmup must be below updates = {self.updates}, got {self.warmup}")
-        if self.stop_when is not None:
-            parse_condition(self.stop_when)
+            raise refuse(f"must be below updates = {self.updates}, got {self.warmup}", "warmup")
+        if self.source != "simulate" and self.stop_when is not None:
+            raise refuse(f"needs source = 'simulate': a '{self.source}' schedule is made before the model", "stop_when")
         return self
 
 
@@ -133,33 +183,24 @@ class Metrics(Spec):
         tuple[Literal["loss", "suboptimality", "grad_norm", "distance", "accuracy", "regret", "momentum", "rate"], ...],
         Field(strict=False),
     ] = ("loss",)
-    target: str | None = None
+    target: Condition | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Metrics:
         if self.every is not None and self.at_times is not None:
             raise refuse("give either 'every' or 'at_times', not both")
+        if len(set(self.record)) < len(self.record):
+            raise refuse(f"lists a metric twice: {', '.join(self.record)}", "record")
         if self.target is not None:
             metric, _, _ = parse_condition(self.target)
             if metric not in self.record:
-                raise refuse(f"target watches '{metric}', which 'record' does not list")
+                raise refuse(f"watches '{metric}', which record does not list", "target")
         return self
 
     @property
     def of_model(self) -> tuple[str, ...]:
         """The metrics that are measured at versions."""
         return tuple(name for name in self.record if name in MODEL_METRICS)
-
-
-def parse_condition(text: str) -> tuple[str, str, float]:
-    """Return (metric, "<" or ">", bound) of a condition such as "loss < 0.1"."""
-    match = re.fullmatch(r"\s*(\w+)\s*([<>])\s*([-+.\deE]+)\s*", text)
-    try:
-        if match and match[1] in MODEL_METRICS:
-            return match[1], match[2], float(match[3])
-    except ValueError:
-        pass
-    raise refuse(f"must read like 'loss < 0.1', with one of {', '.join(MODEL_METRICS)}; got {text!r}")
 
 
 class Sweep(Spec):
@@ -182,25 +223,47 @@ class Sweep(Spec):
     @model_validator(mode="before")
     @classmethod
     def _axes_stand_in_the_section(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or "grid" in data:
+        if not isinstance(data, Mapping):
             return data
-        own = {key: data[key] for key in data if key in ("zip", "exclude", "tune", "by")}
-        return {**own, "grid": {key: _axis(key, data[key]) for key in data if key not in own}}
+        if "grid" in data:  # as a resolved scenario has it
+            own = dict(data)
+            axes = own.pop("grid")
+            if not isinstance(axes, Mapping):
+                raise refuse(f"must be a table of axes, got {shown(axes)}", "grid")
+        else:
+            own = {key: data[key] for key in data if key in ("zip", "exclude", "tune", "by")}
+            axes = {key: data[key] for key in data if key not in own}
+        return {**own, "grid": {key: _axis(key, values) for key, values in axes.items()}}
 
     @model_validator(mode="after")
     def _consistent(self) -> Sweep:
-        for group in self.zip:
+        for place, group in enumerate(self.zip):
             lengths = {path: len(values) for path, values in group.items()}
-            if len(set(lengths.values())) > 1 or 0 in lengths.values():
-                raise refuse(f"paths of a zip group need equally many values, at least one; got {lengths}")
-        for path in (self.tune,) if isinstance(self.tune, str) else self.tune or ():
-            if path not in self.paths:
-                raise refuse(f"tune must name swept paths ({', '.join(self.paths)}), got '{path}'")
+            if len(set(lengths.values())) != 1 or 0 in lengths.values():
+                said = ", ".join(f"{path}: {length}" for path, length in lengths.items()) or "no path"
+                raise refuse(f"needs equally many values for each path, at least one; got {said}", "zip", place)
+        twice = [path for path in self.paths if self.paths.count(path) > 1]
+        if twice:
+            raise refuse(f"'{twice[0]}' is swept twice")
+        if not self.paths:
+            raise refuse("names no path to sweep")
+        for place, out in enumerate(self.exclude):
+            self._swept(out, "exclude", place)
+            for path, value in out.items():
+                if value not in self._values(path):
+                    raise refuse(f"{shown(value)} is not among the values of '{path}'", "exclude", place)
+        self._swept((self.tune,) if isinstance(self.tune, str) else self.tune or (), "tune")
         if (self.tune is None) != (self.by is None):
             raise refuse("'tune' needs 'by' (what to judge by), and the other way round")
-        if not self.paths:
-            raise refuse("the sweep names no path")
         return self
+
+    def _swept(self, paths: Iterable[str], *where: str | int) -> None:
+        for path in paths:
+            if path not in self.paths:
+                raise refuse(f"must name swept paths ({', '.join(self.paths)}), got '{path}'", *where)
+
+    def _values(self, path: str) -> list[Any]:
+        return self.grid[path] if path in self.grid else next(group[path] for group in self.zip if path in group)
 
     @property
     def paths(self) -> list[str]:
@@ -212,13 +275,16 @@ def _axis(path: str, values: Any) -> list[Any]:
     """Return the values of one axis."""
     if isinstance(values, Mapping) and set(values) == {"start", "stop", "num"}:
         start, stop, number = values["start"], values["stop"], values["num"]
-        good = all(isinstance(v, int | float) and abs(v) < 1e300 for v in (start, stop)) and isinstance(number, int)
-        if not good or not 1 <= number <= 100_000:
-            raise refuse(f"'{path}': start and stop must be numbers and num a whole number from 1 to 100000")
-        step = (stop - start) / max(number - 1, 1)
-        return [round(start + i * step, 12) for i in range(number)]
-    if not isinstance(values, list) or not values:
-        raise refuse(f"'{path}': must be a non-empty list of values or {{ start, stop, num }}, got {values!r}")
+        ends = all(isinstance(v, int | float) and abs(v) < 1e300 for v in (start, stop))
+        if not ends or not isinstance(number, int) or not 1 <= number <= LONGEST_AXIS:
+            said = f"start and stop must be numbers and num a whole number from 1 to {LONGEST_AXIS:,}"
+            raise refuse(f"{said}, got {shown(dict(values))}", path)
+        gaps = max(number - 1, 1)
+        if isinstance(start, int) and isinstance(stop, int) and (stop - start) % gaps == 0:
+            return [start + i * (stop - start) // gaps for i in range(number)]
+        return [float(f"{start + i * (stop - start) / gaps:.12g}") for i in range(number)]
+    if not isinstance(values, list) or not 1 <= len(values) <= LONGEST_AXIS:
+        raise refuse(f"must be a list of values, or {{ start, stop, num }}; got {shown(values)}", path)
     return values
 
 
@@ -226,7 +292,7 @@ class Scenario(Spec):
     """A resolved scenario: everything that decides a result, and nothing else."""
 
     schema_version: Literal[1] = 1
-    name: Annotated[str, Field(min_length=1)] = "scenario"
+    name: Annotated[str, Field(min_length=1, max_length=100)] = "scenario"
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     cluster: Cluster | None = None
@@ -236,18 +302,55 @@ class Scenario(Spec):
     run: RunSettings
     metrics: Metrics = Metrics()
     sweep: Sweep | None = None
+    _folder: str = PrivateAttr(default=".")
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
+        if self.name in (".", "..") or set(self.name) & set("/\\\0\n"):
+            raise refuse(f"names the run's folder, so it must not contain a slash; got {shown(self.name)}", "name")
         if self.run.source == "simulate" and self.cluster is None:
-            raise refuse("source = 'simulate' needs a [cluster] with workers")
+            raise refuse("source = 'simulate' needs a [cluster] with workers", "run")
         if (self.problem is None) != (self.method is None):
             raise refuse("[problem] and [method] go together (leave out both for a trace alone)")
-        if self.problem is None and (self.metrics.target or self.run.stop_when):
-            raise refuse("a target or stop_when needs a [problem] and a [method]")
+        if self.run.source == "synthetic" and self.metrics.at_times is not None:
+            raise refuse("needs a clock, and a synthetic trace has none: use 'every'", "metrics", "at_times")
         if self.cluster is not None:
             self.policy.check(self.cluster.size, self.cluster.server.reply)
+            self._clock_advances(self.cluster)
+        for metric, where in self._watched():
+            lack = _what_lacks(self.problem, metric)
+            if lack:
+                raise refuse(f"'{metric}' needs {lack}", *where)
         return self
+
+    def _clock_advances(self, cluster: Cluster) -> None:
+        """Refuse workers that keep a server busy for ever at one moment of time."""
+        worker = cluster.instant_worker
+        if worker is None:
+            return
+        busy = cluster.server.service.mean > 0
+        discards = self.policy.staleness_limit < UNLIMITED and self.policy.sends_to != "everyone"
+        if busy and (cluster.server.reply == "before_apply" or discards):
+            raise refuse(f"worker {worker} takes no time, so it pushes for ever while the server works", "cluster")
+        if not busy and self.run.updates is None:
+            raise refuse(f"the clock need not advance, as worker {worker} takes no time: give 'updates' too", "run")
+
+    def _watched(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yield every metric that is asked for, and where."""
+        if self.problem is not None or self.metrics.record != Metrics().record:
+            yield from ((name, ("metrics", "record")) for name in self.metrics.record)
+        if self.metrics.target is not None:
+            yield parse_condition(self.metrics.target)[0], ("metrics", "target")
+        if self.run.stop_when is not None:
+            metric = parse_condition(self.run.stop_when)[0]
+            if metric == "regret":
+                raise refuse("'regret' cannot be watched while the simulation runs", "run", "stop_when")
+            yield metric, ("run", "stop_when")
+
+    @property
+    def folder(self) -> str:
+        """Where relative names of files and modules are looked up: the folder of the scenario's file."""
+        return self._folder
 
     @property
     def workers(self) -> int:
@@ -264,7 +367,22 @@ class Scenario(Spec):
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-# --- reading files ---
+def _what_lacks(problem: Any, metric: str) -> str | None:
+    """Return what a metric needs and the problem has not, found without reading data or solving anything."""
+    if problem is None:
+        return "a [problem] and a [method]"
+    if metric == "accuracy" and getattr(type(problem), "accuracy", Problem.accuracy) is Problem.accuracy:
+        return "a problem of classification"
+    if metric == "regret" and not hasattr(problem, "played_loss"):
+        return "problem.kind = 'online'"
+    # The minimizers of regression problems take a while to compute, and it is known beforehand which of them have one.
+    if isinstance(problem, LeastSquares) or getattr(problem, "l2", 0.0) > 0:
+        return None
+    if metric == "suboptimality" and complete(problem).minimum is None:
+        return "a problem that knows its smallest value"
+    if metric in ("distance", "rate") and complete(problem).minimizer is None:
+        return "a problem that knows its minimizer"
+    return None
 
 
 def load(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -> Scenario:
@@ -273,90 +391,14 @@ def load(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -> Sce
     `overrides` maps dotted paths to values, as ``--set`` does: ``{"run.updates": 500, "cluster.workers.0.count": 4}``.
     Raises `ScenarioError` with one sentence that names the file, the key, the value and what is allowed.
     """
-    return build(document(path, overrides=overrides), name=str(path), folder=Path(path).parent)
-
-
-def document(path: str | Path, *, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the plain data of a scenario file, `extends` and `overrides` resolved."""
-    data = _read(Path(path), ())
-    for key, value in (overrides or {}).items():
-        try:
-            set_path(data, key, value)
-        except KeyError as error:
-            raise ScenarioError(f"{path}: cannot set '{key}': {error.args[0]}") from None
-    return data
+    return build(read(path, overrides=overrides), name=str(path), folder=Path(path).parent)
 
 
 def build(data: Mapping[str, Any], *, name: str = "scenario", folder: str | Path = ".") -> Scenario:
     """Return the scenario that plain data describe; `name` stands in errors, `folder` is where its files are."""
     try:
-        return Scenario.model_validate(data, context={"folder": str(folder)})
+        scenario = Scenario.model_validate(data, context={"folder": str(folder)})
     except ValidationError as error:
-        raise ScenarioError(f"{name}: {first_error(error)}") from None
-
-
-def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as handle:
-            data = tomllib.load(handle)
-    except FileNotFoundError:
-        raise ScenarioError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: not valid TOML: {error}") from None
-    base = data.pop("extends", None)
-    if base is None:
-        return data
-    if not isinstance(base, str):
-        raise ScenarioError(f"{path}: extends: must be the name of a scenario file, got {base!r}")
-    target = path.parent / base
-    if target.resolve() in (*children, path.resolve()):
-        raise ScenarioError(f"{path}: extends: '{base}' leads back to itself")
-    return _merge(_read(target, (*children, path.resolve())), data)
-
-
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `over` laid on it; a table that names another kind or law replaces the whole table."""
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and _same_choice(old, value):
-            merged[key] = _merge(dict(old), value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _same_choice(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return all(new.get(tag, old.get(tag)) == old.get(tag) for tag in ("kind", "law", "set"))
-
-
-def set_path(data: dict[str, Any], path: str, value: Any) -> None:
-    """Set the value at a dotted path (array items by index); raise KeyError with a sentence where it cannot be."""
-    *parents, last = path.split(".")
-    place: Any = data
-    for depth, part in enumerate([*parents, last]):
-        final = depth == len(parents)
-        if isinstance(place, list):
-            if not part.isdigit() or int(part) >= len(place):
-                raise KeyError(f"'{part}' is not an index of a list of {len(place)}")
-            key: Any = int(part)
-        elif isinstance(place, dict):
-            key = part
-            if not final:
-                place.setdefault(key, {})
-        else:
-            raise KeyError(f"'{part}' lies inside a plain value")
-        if final:
-            place[key] = copy.deepcopy(value)
-        else:
-            place = place[key]
-
-
-def parse_value(text: str) -> Any:
-    """Return the TOML value that a text spells, or the text itself: 3, 0.5, true, [1, 2], { law = "constant", … }."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+        raise ScenarioError(f"{name}: {first_error(error, data)}") from None
+    scenario._folder = str(folder)
+    return scenario

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,7 +57,9 @@ def closest(name: str, allowed: list[str]) -> str:
 def shown(value: Any) -> str:
     """Return a value as an error says it: as TOML would, and not too long."""
     try:
-        text = str(value).lower() if isinstance(value, bool) else repr(value)
+        if isinstance(value, bool):
+            return str(value).lower()
+        text = str(value) if isinstance(value, date | time) else repr(value)
     except ValueError:  # Python does not spell out whole numbers of thousands of digits
         return "a very long number"
     return text if len(text) <= 60 else text[:57] + "…"
@@ -90,10 +93,12 @@ def first_error(error: ValidationError, data: Any) -> str:
         family = [detail for detail in details if _place(detail["loc"], data)[: len(place)] == place]
         place = max((_place(detail["loc"], data) for detail in family), key=len)
         details = [detail for detail in family if _place(detail["loc"], data) == place]
+        # Where the type is right for one of them, what is wrong is not the type.
+        details = [detail for detail in details if not detail["type"].endswith("_type")] or details
     else:
         details = [first]
     said = " or ".join(dict.fromkeys(map(_said, details))).replace(" or must be ", " or ")
-    if details[0]["type"] != "refused" and "missing" not in said:
+    if details[0]["type"] not in ("refused", "value_error") and not said.startswith("missing"):
         said += f", got {shown(details[0]['input'])}"
     return f"{dotted(place)}: {said}" if place else said
 
@@ -116,10 +121,11 @@ def _said(details: Any) -> str:
     if kind == "missing":
         return "has too few entries"
     if kind == "literal_error":
-        expected = str(context["expected"])
-        return f"must be {expected}{closest(str(details['input']), re.findall(r"'(.*?)'", expected))}"
-    said = SAID.get(kind, details["msg"]).format(**context)
-    return said.replace("Input should", "must")
+        allowed = re.findall("'(.*?)'", str(context["expected"]))
+        return f"must be {context['expected']}{closest(str(details['input']), allowed)}"
+    if kind in ("value_error", "assertion_error"):  # from a class of the user's
+        return str(context["error"])
+    return SAID[kind].format(**context) if kind in SAID else details["msg"].replace("Input should", "must")
 
 
 def dotted(location: Iterable[str | int]) -> str:

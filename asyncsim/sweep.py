@@ -11,17 +11,29 @@ import copy
 import hashlib
 import itertools
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from asyncsim.documents import ScenarioError, set_path
 from asyncsim.experiment import Stage, _silent, finish, make_trace
 from asyncsim.prediction import predict
-from asyncsim.results import PROVENANCE, SCENARIO, ResultsError, provenance, refuse_existing, write_frame, write_json
+from asyncsim.results import (
+    PROVENANCE,
+    SCENARIO,
+    ResultsError,
+    provenance,
+    read_json,
+    read_trace,
+    refuse_existing,
+    write_frame,
+    write_json,
+)
 from asyncsim.runs import Run
-from asyncsim.scenario import Scenario, ScenarioError, build, set_path
+from asyncsim.scenario import Scenario, build
 from asyncsim.staleness import summary as staleness_summary
 from asyncsim.staleness import throughput
 from asyncsim.summary import final_values, first_passage, run_estimates
@@ -42,7 +54,7 @@ class Cell(NamedTuple):
         return f"{self.number:05d}-{self.scenario.sha256()[:12]}"
 
 
-def cells(scenario: Scenario, *, name: str = "scenario", folder: str | Path = ".") -> list[Cell]:
+def cells(scenario: Scenario, *, name: str = "scenario") -> list[Cell]:
     """Return the cells of a scenario's [sweep], each checked as a scenario of its own.
 
     The grid's first path varies slowest; zip groups come after the grid. Raises `ScenarioError` naming the cell.
@@ -59,10 +71,26 @@ def cells(scenario: Scenario, *, name: str = "scenario", folder: str | Path = ".
             except KeyError as error:
                 raise ScenarioError(f"{name}: sweep: '{path}': {error.args[0]}") from None
         said = ", ".join(f"{path} = {label(value)}" for path, value in values.items())
-        found.append(Cell(len(found), values, build(data, name=f"{name}: sweep cell ({said})", folder=folder)))
+        cell = build(data, name=f"{name}: sweep cell ({said})", folder=scenario.folder)
+        lack = _unjudged(cell, scenario.sweep.by)
+        if lack:
+            raise ScenarioError(f"{name}: sweep.by: '{scenario.sweep.by}' needs {lack}")
+        found.append(Cell(len(found), values, cell))
     if not found:
         raise ScenarioError(f"{name}: sweep: 'exclude' leaves no cell")
     return found
+
+
+def _unjudged(cell: Scenario, by: str | None) -> str | None:
+    """Return what a cell lacks to be judged by this number."""
+    if by is None or by in cell.metrics.record:
+        return None
+    if by not in ("time_to_target", "updates_to_target"):
+        return f"metrics.record to list it; it lists {', '.join(cell.metrics.record)}"
+    if cell.metrics.target is None:
+        return "metrics.target"
+    synthetic = cell.run.source == "synthetic"
+    return "a clock, and a synthetic trace has none" if by == "time_to_target" and synthetic else None
 
 
 def combinations(scenario: Scenario) -> Iterator[dict[str, Any]]:
@@ -87,6 +115,9 @@ def run_sweep(
     """
     out = Path(out)
     todo = cells(scenario, name=name)
+    for file in {cell.scenario.run.trace for cell in todo}:
+        if file is not None:
+            read_trace(file)  # whatever is wrong with it is said before anything is written
     _prepare(out, scenario, todo, force=force)
     remaining = [cell for cell in todo if not (out / RESULTS / f"{cell.key}.parquet").exists()]
     trace_of: tuple[str, Any] = ("", None)
@@ -185,21 +216,25 @@ def read_results(out: str | Path, what: str = RESULTS) -> Any:
     return pd.concat([pq.read_table(file).to_pandas() for file in files], ignore_index=True)
 
 
+def _nameless(scenario: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides a sweep's results."""
+    return {key: value for key, value in scenario.items() if key not in ("name", "description")}
+
+
 def _prepare(out: Path, scenario: Scenario, todo: Iterable[Cell], *, force: bool) -> None:
     """Make the sweep's folder, or find it as an earlier start of the same sweep left it."""
     resolved = scenario.resolved()
-    if (out / SCENARIO).exists() and not force:
-        if json.loads((out / SCENARIO).read_text(encoding="utf-8")) != json.loads(json.dumps(resolved)):
-            raise ResultsError(f"{out}: holds another sweep; choose another --out, or overwrite it with --force")
-        if all((out / RESULTS / f"{cell.key}.parquet").exists() for cell in todo):
+    if (out / SCENARIO).is_file() and not force:
+        if _nameless(read_json(out / SCENARIO)) != _nameless(json.loads(json.dumps(resolved))):
+            raise ResultsError(f"{out}: holds another run or sweep; choose another --out, or overwrite it with --force")
+        tuned_too = scenario.sweep is None or scenario.sweep.tune is None or (out / TUNED).exists()
+        if tuned_too and all((out / RESULTS / f"{cell.key}.parquet").exists() for cell in todo):
             raise ResultsError(f"{out}: holds this sweep, complete; choose another --out, or redo it with --force")
         return
+    refuse_existing(out, force=force)
     if out.exists():
-        refuse_existing(out, force=force)
-        for name in (RESULTS, CURVES):
-            for file in (out / name).glob("*.parquet"):
-                file.unlink()
-    (out / RESULTS).mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(out)
+    (out / RESULTS).mkdir(parents=True)
     write_json(provenance(), out / PROVENANCE)
     write_json(resolved, out / SCENARIO)
 

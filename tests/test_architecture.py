@@ -12,7 +12,7 @@ PACKAGE = Path(asyncsim.__file__).parent
 
 #: Lower layers first; a module may import its own layer and those before it.
 LAYERS = [
-    ["spec", "streams", "columns", "theory"],
+    ["spec", "streams", "columns", "documents", "theory"],
     ["trace", "durations", "sampler", "staleness_laws", "slots"],
     ["network", "policies", "staleness", "problems"],
     ["methods"],

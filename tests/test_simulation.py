@@ -319,10 +319,13 @@ def test_time_ends_a_replica_at_the_last_update_in_time():
 
 
 class NeverEnough(Policy):
-    """Waits for more gradients than there are workers."""
+    """Waits for more gradients than there are workers, and does not say so."""
 
     def gradients_per_update(self, workers):
         return workers + 1
+
+    def check(self, workers, reply):
+        pass
 
 
 def test_a_cluster_that_stands_still_is_an_error():
