@@ -240,12 +240,22 @@ def _prepare(out: Path, scenario: Scenario, todo: Iterable[Cell], *, force: bool
 
 
 def tuned(frame: Any, paths: str | tuple[str, ...], by: str) -> Any:
-    """Return each combination's best value of the tuned paths, paired over replicas with the best combination's.
+    """Return each combination's best value of the tuned paths, its differences to the first combination's paired.
 
     For every combination of the other swept values, the cell with the smallest mean of `by` among those in which no
-    replica diverged (or missed the target). Columns: the swept paths, the `mean` and its 95 % interval (`low`, `high`),
-    the paired `difference` to the first combination with its 95 % interval, and `at_edge`, whether the best lies at
-    an end of the tuned grid, where a better one may lie outside.
+    replica diverged (or missed the target). The least of several noisy means is too small a mean, and the more so the
+    more values were tried. So, from four replicas on, every other replica chooses the best value and the others say
+    how good it is: `mean`, its 95 % interval (`low`, `high`), and the paired `difference` to the first combination with
+    its 95 % interval. Only a difference whose interval leaves out 0 has been found, and of twenty such intervals one is
+    expected to miss the truth. A rate is one number of all replicas: no interval. `at_edge` says whether the best lies
+    at an end of the tuned grid, where a better one may lie outside.
+
+    >>> import pandas as pd
+    >>> cells = {("sgd", 0.1): [5, 1, 5, 1], ("sgd", 0.2): [4, 2, 4, 2], ("other", 0.1): [3, 1, 3, 5]}
+    >>> rows = [(*cell, r, x, False) for cell, values in cells.items() for r, x in enumerate(values)]
+    >>> frame = pd.DataFrame(rows, columns=["method", "step", "replica", "loss", "diverged"])
+    >>> tuned(frame, "step", "loss")[["method", "step", "mean", "difference"]].values.tolist()
+    [['sgd', 0.2, 2.0, 0.0], ['other', 0.1, 3.0, 1.0]]
     """
     import pandas as pd
 
@@ -266,8 +276,9 @@ def tuned(frame: Any, paths: str | tuple[str, ...], by: str) -> Any:
         if not scores:
             rows.append({**row, **dict.fromkeys(paths), "mean": np.nan})
             continue
-        best = min(scores, key=lambda point: float(scores[point].mean()))
-        values = scores[best]
+        chosen_on, reported_on = _shares(next(iter(scores.values())).size, by)
+        best = min(scores, key=lambda point: float(scores[point][chosen_on].mean()))
+        values = scores[best][reported_on]
         reference = values if reference is None else reference
         axes = [sorted(group[path].unique()) for path in paths]
         edge = [value in (axis[0], axis[-1]) and len(axis) > 1 for value, axis in zip(best, axes, strict=True)]
@@ -278,6 +289,13 @@ def tuned(frame: Any, paths: str | tuple[str, ...], by: str) -> Any:
             row |= dict(zip(("difference", "difference_low", "difference_high"), paired, strict=True))
         rows.append({**row, "at_edge": any(edge)})
     return pd.DataFrame(rows)
+
+
+def _shares(replicas: int, by: str) -> tuple[slice, slice]:
+    """Return which replicas choose the best value, and which report it."""
+    if by == "rate":
+        return slice(1), slice(1)
+    return (slice(0, None, 2), slice(1, None, 2)) if replicas >= 4 else (slice(None), slice(None))
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
