@@ -12,12 +12,17 @@ from asyncsim.scenario import Cluster, Scenario
 def predict(scenario: Scenario) -> dict[str, float]:
     """Return the numbers that theory gives for a scenario; empty where it says nothing.
 
-    `staleness_mean` follows from the conservation law (every worker busy, nothing discarded), for any service law:
-    M − 1 for async, M/K − 1 for k_async and (M − 1)/K for k_batch_async with M workers and K gradients per update, and
-    0 for the policies that accept only the current version. `staleness_var`, `staleness_p99` and `momentum`, that is
-    1 − 1/M, are those of equal exponential workers, async, without a network or server time (Mitliagkas et al. 2016,
-    Theorem 3). `throughput`, in updates per time unit, is that of Dutta et al. 2018 under the same two conditions on
-    network and server.
+    `staleness_mean` holds for any service law, equal workers or not, as long as none stops and nothing is
+    discarded. Let M workers make updates of K gradients each (K = 1 for async). If a worker whose gradient went into
+    update u always reads version u + c next, the stalenesses u − r of one worker telescope, and their mean over all
+    gradients tends to M/K − c. With "after_apply", c = 1 for async and k_async; for k_batch_async it is 1 for the
+    gradient that completes an update and 0 for the K − 1 others, who go on at once, provided the server takes no time:
+    (M − 1)/K. With "before_apply" and a server that takes no time, c = 0 for all three. Policies that accept only the
+    current version have staleness 0.
+
+    `staleness_var`, `staleness_p99` and `momentum`, that is 1 − 1/M, are those of equal exponential workers, async,
+    without a network or server time (Mitliagkas et al. 2016, Theorem 3). `throughput`, in updates per time unit, is
+    that of Dutta et al. 2018 under the same condition on network and server.
 
     >>> import asyncsim
     >>> workers = [{"count": 16, "service": {"law": "exponential", "mean": 1.0}}]
@@ -30,8 +35,12 @@ def predict(scenario: Scenario) -> dict[str, float]:
         return {}
     kind: Any = getattr(scenario.policy, "kind", "")
     instant = cluster.network is None and _takes_no_time(cluster)
-    predictions = _staleness(scenario, cluster, kind, instant)
-    if instant and cluster.server.reply == "after_apply":
+    predictions = _staleness(scenario, cluster, kind)
+    if kind == "async" and instant and exponential_mean(cluster) is not None:
+        law = theory.geometric_staleness(cluster.size, reply=cluster.server.reply)
+        predictions["staleness_var"], predictions["staleness_p99"] = law.variance, float(law.quantile(0.99))
+        predictions["momentum"] = theory.implicit_momentum(cluster.size)
+    if instant:
         throughput = _throughput(scenario, cluster, kind)
         if throughput is not None:
             predictions["throughput"] = throughput
@@ -50,33 +59,27 @@ def _takes_no_time(cluster: Cluster) -> bool:
     return isinstance(law, Constant) and law.value == 0.0
 
 
-def _staleness(scenario: Scenario, cluster: Cluster, kind: str, instant: bool) -> dict[str, float]:
-    workers, after = cluster.size, cluster.server.reply == "after_apply"
-    k = scenario.policy.gradients_per_update(workers)
+def _staleness(scenario: Scenario, cluster: Cluster, kind: Any) -> dict[str, float]:
+    """Return the mean staleness, and that there is none where only the current version is accepted."""
+    workers, k = cluster.size, scenario.policy.gradients_per_update(cluster.size)
     if kind in ("sync", "k_sync", "k_batch_sync", "rennala"):
         return {"staleness_mean": 0.0, "staleness_var": 0.0, "staleness_p99": 0.0}
-    if kind == "k_async" and after:
-        return {"staleness_mean": workers / k - 1.0}
-    if kind == "k_batch_async" and after:
-        return {"staleness_mean": (workers - 1.0) / k}
-    if kind != "async" or not (after or instant):
+    if kind not in ("async", "k_async", "k_batch_async"):
         return {}
-    if instant and exponential_mean(cluster) is not None:
-        law = theory.geometric_staleness(workers, reply=cluster.server.reply)
-        return {
-            "staleness_mean": law.mean,
-            "staleness_var": law.variance,
-            "staleness_p99": float(law.quantile(0.99)),
-            "momentum": theory.implicit_momentum(workers),
-        }
-    return {"staleness_mean": float(workers - 1 if after else workers)}
+    if cluster.server.reply == "before_apply":
+        return {"staleness_mean": workers / k} if _takes_no_time(cluster) else {}
+    if kind == "k_batch_async":
+        return {"staleness_mean": (workers - 1.0) / k} if _takes_no_time(cluster) else {}
+    return {"staleness_mean": workers / k - 1.0}
 
 
 def _throughput(scenario: Scenario, cluster: Cluster, kind: Any) -> float | None:
     """Return the updates per time unit, None where there is no formula."""
     workers = cluster.size
     k = scenario.policy.gradients_per_update(workers)
-    if kind in ("async", "k_batch_async"):
+    exponential = all(isinstance(group.service, Exponential) for group in cluster.workers)
+    if kind in ("async", "k_batch_async") or (kind == "k_batch_sync" and exponential):
+        # Workers that never wait; those who start over lose nothing where service has no memory.
         rates = [(group.count, group.service.mean) for group in cluster.workers]
         if any(mean <= 0 for _, mean in rates):
             return None
@@ -85,7 +88,7 @@ def _throughput(scenario: Scenario, cluster: Cluster, kind: Any) -> float | None
     if any(group.service != first for group in cluster.workers):
         return None
     mean = exponential_mean(cluster)
-    if mean is not None and kind in ("sync", "k_sync", "k_async", "k_batch_sync"):
+    if mean is not None and kind in ("sync", "k_sync", "k_async"):
         return 1.0 / theory.time_per_update(kind, workers=workers, k=k, rate=1.0 / mean)
     if kind in ("sync", "k_sync") and first.mean > 0:
         return 1.0 / theory.time_per_update(kind, workers=workers, k=k, law=first)

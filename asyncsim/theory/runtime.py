@@ -87,7 +87,7 @@ def time_per_update(
     r"""Return the expected time between updates, M = `workers` equal workers, instant network and server.
 
     Service times are exponential with rate λ = `rate`, or follow `law` (give one). K = `k` is the number of
-    gradients in an update; ``sync`` (K = M) and ``async`` (K = 1) ignore it.
+    gradients in an update, at most M except in the batch policies; ``sync`` (K = M) and ``async`` (K = 1) ignore it.
 
     ============== ================= ====================== ==========================================
     policy         law               exponential            holds
@@ -118,7 +118,7 @@ def time_per_update(
     if (law is None) == (rate is None):
         raise ValueError("give either law or rate")
     k = {"sync": workers, "async": 1}.get(policy, k)
-    _require_k(k, workers)
+    _require_k(k, max(k, workers) if policy.startswith("k_batch") else workers)
     if policy in ("sync", "k_sync", "k_async"):
         if law is not None:
             return order_statistic_mean(law, k, workers)
