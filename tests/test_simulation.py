@@ -17,7 +17,7 @@ from reference import Loop, reference_trace
 from same import assert_same_trace, first_difference
 from scipy.optimize import brentq
 
-from asyncsim import staleness, theory
+from asyncsim import policies, staleness, theory
 from asyncsim.durations import LAWS, Gamma
 from asyncsim.policies import Policy
 from asyncsim.scenario import ScenarioError, build
@@ -123,6 +123,10 @@ EVERY_COMBINATION = [
     for (name, policy), (where, network) in itertools.product(POLICIES.items(), NETWORKS.items())
     for reply in replies_of(policy)
 ]
+
+
+def test_no_policy_is_left_out():
+    assert {policy["kind"] for policy in POLICIES.values()} == set(policies.POLICIES)
 
 
 def mixed_clusters(policy, network, reply):
@@ -316,6 +320,24 @@ def test_time_ends_a_replica_at_the_last_update_in_time():
     assert simulate(cluster(ONE_AND_TWO, updates=100, time=1.999)).updates.tolist() == [1]
     nothing = simulate(cluster(ONE_AND_TWO, updates=100, time=0.5, replicas=2))
     assert (nothing.updates.tolist(), len(nothing)) == ([0, 0], 0)
+
+
+def test_nothing_happens_after_the_last_update():
+    """A barrier that is complete after the last update in time leaves no event, nor do its discarded gradients rows."""
+    scenario = cluster(ONE_AND_TWO, updates=100, time=1.5)
+    trace = simulate(scenario, on_update=lambda rows: "barrier")
+    assert (trace.updates.tolist(), len(trace), trace.events) == ([1], 1, ())
+    until_later = scenario.model_copy(update={"run": scenario.run.model_copy(update={"time": 3.0})})
+    assert simulate(until_later, on_update=lambda rows: "barrier").events == ((0, 2.0, -1, "barrier"),)
+
+
+def test_no_row_while_an_earlier_draw_of_the_worker_is_unsettled():
+    """Near the end a gradient may be discarded while the one before it still waits for the server."""
+    policy = {"kind": "ringmaster", "max_staleness": 2}
+    slow = {"law": "constant", "value": 0.5}
+    for updates in range(1, 60):
+        scenario = cluster(4, policy=policy, reply="before_apply", server=slow, updates=updates)
+        assert_same_trace(simulate(scenario), reference_trace(scenario))
 
 
 class NeverEnough(Policy):
