@@ -23,6 +23,9 @@ TOPOLOGIES = ("star", "ring", "path", "tree", "torus", "complete")
 #: Larger graphs would take longer to lay out than a simulation on them could be waited for.
 LARGEST_ARGUMENT, LARGEST_COMPLETE, MOST_HOPS = 1_000_000, 2_000, 5_000_000
 
+#: With a bandwidth below this, times would overflow.
+SLOWEST = 1e-90
+
 
 class Routes(NamedTuple):
     """The links of a network and each worker's way.
@@ -69,6 +72,8 @@ class Network(Spec):
             raise refuse("give either 'topology' or 'edges', not both")
         if self.edges is not None and not self.edges:
             raise refuse("'edges' is empty: the server needs a way to the workers")
+        if self.bandwidth is not None and self.bandwidth < SLOWEST:
+            raise refuse(f"must be at least {SLOWEST:g}, got {self.bandwidth:g}", "bandwidth")
         return self
 
     @property

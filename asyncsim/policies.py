@@ -201,7 +201,7 @@ class Ringmaster(Policy):
     """
 
     kind: Literal["ringmaster"] = "ringmaster"
-    max_staleness: Annotated[int, Field(ge=0)]
+    max_staleness: Annotated[int, Field(ge=0, le=UNLIMITED)]
     on_stale: Literal["discard", "cancel"] = "discard"
 
     @property

@@ -34,6 +34,7 @@ MAX_REPLICAS = 10_000_000
 MAX_UPDATES = 2**48
 
 LONGEST_AXIS = 100_000
+LONGEST_TIME = 1e100
 
 #: What can be measured on the model at a version.
 MODEL_METRICS = ("loss", "suboptimality", "grad_norm", "distance", "accuracy", "regret")
@@ -68,10 +69,10 @@ class Cluster(Spec):
         if self.size > MAX_WORKERS:
             raise refuse(f"must not have more than {MAX_WORKERS:,} workers in all, got {self.size:,}", "workers")
         for place, group in enumerate(self.workers):
-            _never_negative(group.service, "workers", place, "service")
-        _never_negative(self.server.service, "server", "service")
+            _check_law(group.service, "workers", place, "service")
+        _check_law(self.server.service, "server", "service")
         if self.network is not None:
-            _never_negative(self.network.latency, "network", "latency")
+            _check_law(self.network.latency, "network", "latency")
             try:
                 self.network.check(self.size)
             except PydanticCustomError as error:
@@ -88,21 +89,29 @@ class Cluster(Spec):
         """The service law of each worker."""
         return [group.service for group in self.workers for _ in range(group.count)]
 
-    @property
-    def instant_worker(self) -> int | None:
-        """The first worker to whom a model goes and from whom the gradient comes in no time at all, if there is one."""
-        if all(group.service.mean > 0 for group in self.workers):
+    def instant_worker(self, end: float | None) -> int | None:
+        """Return the first worker that gets a model and gives a gradient in no time, if there is one.
+
+        No time is what a clock that shows the longest of the times around cannot tell from none.
+        """
+        groups = [group.service.mean for group in self.workers]
+        none = 1e-15 * max(*groups, self.server.service.mean, end or 0.0)
+        if min(groups) > none:
             return None
         away = [False] * self.size
         if self.network is not None and not self.network.takes_no_time:
             away = [bool(way) for way in self.network.routes(self.size).up]
-        instant = [group.service.mean == 0 for group in self.workers for _ in range(group.count)]
+        instant = [group.service.mean <= none for group in self.workers for _ in range(group.count)]
         return next((worker for worker in range(self.size) if instant[worker] and not away[worker]), None)
 
 
-def _never_negative(law: Law, *where: str | int) -> None:
-    """Refuse a law that is sampled by its quantile function if that can be negative or is not finite."""
-    if law.encode() is not None:
+def _check_law(law: Any, *where: str | int) -> None:
+    """Refuse a law whose times cannot be added up, or whose quantile function can be negative where that samples it."""
+    if not 0 <= law.mean < LONGEST_TIME:
+        raise refuse(f"its mean must be less than {LONGEST_TIME:g}, got {law.mean:g}", *where)
+    if law.table is not None:  # the compiled sampler's numbers, none of which can make a negative time
+        if not np.isfinite(law.table).all():
+            raise refuse("its parameters are so extreme that times would overflow", *where)
         return
     ends = np.array([2.0**-54, 0.5, 1.0 - 2.0**-53])
     try:
@@ -150,7 +159,7 @@ class RunSettings(Spec):
     time: Positive | None = None
     stop_when: Condition | None = None
     replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Annotated[int, Field(ge=0, le=MAX_UPDATES)] = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSettings:
@@ -177,7 +186,7 @@ class Metrics(Spec):
     as "loss < 0.5", asks for the time and the number of updates to reach it.
     """
 
-    every: Annotated[int, Field(ge=1)] | None = None
+    every: Annotated[int, Field(ge=1, le=MAX_UPDATES)] | None = None
     at_times: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
     record: Annotated[
         tuple[Literal["loss", "suboptimality", "grad_norm", "distance", "accuracy", "regret", "momentum", "rate"], ...],
@@ -325,7 +334,7 @@ class Scenario(Spec):
 
     def _clock_advances(self, cluster: Cluster) -> None:
         """Refuse workers that keep a server busy for ever at one moment of time."""
-        worker = cluster.instant_worker
+        worker = cluster.instant_worker(self.run.time)
         if worker is None:
             return
         busy = cluster.server.service.mean > 0

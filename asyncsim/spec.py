@@ -32,7 +32,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+#: More of anything than this would not fit into memory.
+Count = Annotated[int, Field(ge=1, le=100_000_000)]
 Floats = Annotated[tuple[float, ...], Field(strict=False)]
 Ints = Annotated[tuple[int, ...], Field(strict=False)]
 
@@ -245,7 +246,7 @@ def _no_namesake(module: Any, folder: str) -> None:
 
 #: What an object that is not made by asyncsim must have. (Problems and methods get defaults for the rest.)
 NEEDED = {
-    "law": ("mean", "variance", "quantile", "sample"),
+    "law": ("mean", "variance", "quantile", "table", "sample"),
     "staleness": ("mean", "sequence"),
     "policy": ("gradients_per_update", "staleness_limit", "goes_on", "sends_to", "cancels", "check"),
     "problem": ("dimension", "value", "gradient"),

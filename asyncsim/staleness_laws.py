@@ -8,7 +8,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from asyncsim.spec import File, Floats, NonNegative, Spec, named_field, refuse
+from asyncsim.spec import File, Floats, Spec, named_field, refuse
+
+#: A number of updates; more than any run has.
+LONGEST = 2**48
+Delay = Annotated[int, Field(ge=0, le=LONGEST)]
 
 
 class StalenessLaw(Spec):
@@ -30,7 +34,7 @@ class Geometric(StalenessLaw):
     """P(τ = l) = (1 − μ) μ^l with mean μ / (1 − μ): that of exponential workers, mean M − 1."""
 
     law: Literal["geometric"] = "geometric"
-    mean: NonNegative
+    mean: Annotated[float, Field(ge=0, le=LONGEST)]
 
     def quantile(self, probability: np.ndarray) -> np.ndarray:
         """Return ⌊log(1 − p) / log μ⌋."""
@@ -44,7 +48,7 @@ class Constant(StalenessLaw):
     """Always `value`: delayed SGD."""
 
     law: Literal["constant"] = "constant"
-    value: Annotated[int, Field(ge=0)]
+    value: Delay
 
     @property
     def mean(self) -> float:
@@ -60,8 +64,8 @@ class Uniform(StalenessLaw):
     """Equally likely `low`, …, `high`, both included."""
 
     law: Literal["uniform"] = "uniform"
-    low: Annotated[int, Field(ge=0)] = 0
-    high: Annotated[int, Field(ge=0)]
+    low: Delay = 0
+    high: Delay
 
     @model_validator(mode="after")
     def _ordered(self) -> Uniform:
@@ -116,7 +120,7 @@ class Empirical(StalenessLaw):
 
     @model_validator(mode="after")
     def _is_staleness(self) -> Empirical:
-        bad = ~np.isfinite(self._read) | (self._read < 0) | (self._read != np.floor(self._read))
+        bad = ~((self._read >= 0) & (self._read <= LONGEST) & (self._read == np.floor(self._read)))
         if bad.any():
             raise refuse(f"{self.file}: staleness must be whole and not negative, got {self._read[bad][0]}")
         return self
