@@ -324,7 +324,7 @@ def test_time_ends_a_replica_at_the_last_update_in_time():
 
 def test_nothing_happens_after_the_last_update():
     """A barrier that is complete after the last update in time leaves no event, nor do its discarded gradients rows."""
-    scenario = cluster(ONE_AND_TWO, updates=100, time=1.5)
+    scenario = cluster(ONE_AND_TWO, updates=100, time=2.5)
     trace = simulate(scenario, on_update=lambda rows: "barrier")
     assert (trace.updates.tolist(), len(trace), trace.events) == ([1], 1, ())
     until_later = scenario.model_copy(update={"run": scenario.run.model_copy(update={"time": 3.0})})
