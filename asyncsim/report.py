@@ -80,6 +80,8 @@ def sweep_lines(scenario: Scenario, frame: Any, folder: Path) -> list[str]:
         tuned = folder / "tuned.parquet"
         if tuned.exists():
             best = pq.read_table(tuned).to_pandas()
+            if best["mean"].isna().any():
+                lines += ["", "no best value where every cell diverged or missed the target in some replica"]
             lines += ["", f"best by {scenario.sweep.by if scenario.sweep else ''}, with 95 % intervals:"]
             lines.append(best.to_string(index=False, float_format=shown))
             if best["at_edge"].any():

@@ -268,27 +268,36 @@ def tuned(frame: Any, paths: str | tuple[str, ...], by: str) -> Any:
     for combination, group in groups:
         scores = {}
         for point, cell in group.groupby(list(paths), sort=False):
-            values = cell.sort_values("replica")[by].to_numpy(dtype=float)
+            nothing = pd.Series(np.nan, cell.index)  # where every cell of a run's metric was refused there is no column
+            values = cell.sort_values("replica").get(by, nothing).to_numpy(dtype=float)
             usable = not cell["diverged"].any() and np.isfinite(values).all()
             if usable and not cell.get(f"{by}_refused", pd.Series([False])).any():
                 scores[point] = values
         row = dict(zip(others, combination if isinstance(combination, tuple) else (combination,), strict=True))
         if not scores:
-            rows.append({**row, **dict.fromkeys(paths), "mean": np.nan})
+            rows.append({**row, **dict.fromkeys(paths), **dict.fromkeys(NUMBERS, np.nan), "at_edge": False})
             continue
         chosen_on, reported_on = _shares(next(iter(scores.values())).size, by)
         best = min(scores, key=lambda point: float(scores[point][chosen_on].mean()))
         values = scores[best][reported_on]
         reference = values if reference is None else reference
-        axes = [sorted(group[path].unique()) for path in paths]
-        edge = [value in (axis[0], axis[-1]) and len(axis) > 1 for value, axis in zip(best, axes, strict=True)]
+        paired = _interval(values - reference) if reference.size == values.size else (np.nan,) * 3
         row |= dict(zip(paths, best, strict=True))
-        row |= dict(zip(("mean", "low", "high"), _interval(values), strict=True))
-        if reference.size == values.size:
-            paired = _interval(values - reference)
-            row |= dict(zip(("difference", "difference_low", "difference_high"), paired, strict=True))
-        rows.append({**row, "at_edge": any(edge)})
+        row |= dict(zip(NUMBERS, (*_interval(values), *paired), strict=True))
+        row["at_edge"] = any(_at_edge(value, group[path]) for value, path in zip(best, paths, strict=True))
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+#: What `tuned` says of each best value.
+NUMBERS = ("mean", "low", "high", "difference", "difference_low", "difference_high")
+
+
+def _at_edge(value: Any, tried: Any) -> bool:
+    """Say whether a number is the smallest or the largest of several; words have no order."""
+    numbers = tried.unique().tolist()
+    ordered = len(numbers) > 1 and all(isinstance(number, int | float) for number in numbers)
+    return ordered and value in (min(numbers), max(numbers))
 
 
 def _shares(replicas: int, by: str) -> tuple[slice, slice]:
