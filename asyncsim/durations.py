@@ -121,6 +121,10 @@ class Constant(Law):
         """Return the constant."""
         return np.full_like(np.asarray(probability, dtype=np.float64), self.value)[()]
 
+    def cumulative(self, duration: Any) -> Any:
+        """Return 1 from the constant on."""
+        return np.where(np.asarray(duration) >= self.value, 1.0, 0.0)[()]
+
     def encode(self) -> list[float]:
         """Return (code, value)."""
         return [CONSTANT, self.value]
@@ -140,6 +144,10 @@ class Exponential(Law):
     def quantile(self, probability: Any) -> Any:
         """Return −mean · log(1 − p)."""
         return -self.mean * np.log1p(-np.asarray(probability))
+
+    def cumulative(self, duration: Any) -> Any:
+        """Return 1 − exp(−t / mean)."""
+        return -np.expm1(-np.asarray(duration) / self.mean)
 
     def encode(self) -> list[float]:
         """Return (code, mean)."""
@@ -168,6 +176,10 @@ class ShiftedExponential(Law):
         """Return shift − (mean − shift) · log(1 − p)."""
         return self.shift - (self.mean - self.shift) * np.log1p(-np.asarray(probability))
 
+    def cumulative(self, duration: Any) -> Any:
+        """Return 1 − exp(−(t − shift) / (mean − shift)) from the shift on."""
+        return -np.expm1(-np.maximum(np.asarray(duration) - self.shift, 0.0) / (self.mean - self.shift))
+
     def encode(self) -> list[float]:
         """Return (code, shift, mean of the exponential part)."""
         return [SHIFTED_EXPONENTIAL, self.shift, self.mean - self.shift]
@@ -191,6 +203,12 @@ class Gamma(Law):
 
         return gammaincinv(self.shape, probability) * self.mean / self.shape
 
+    def cumulative(self, duration: Any) -> Any:
+        """Return the regularised incomplete gamma function."""
+        from scipy.special import gammainc
+
+        return gammainc(self.shape, np.asarray(duration) * self.shape / self.mean)
+
     def encode(self) -> list[float]:
         """Return (code, shape, scale)."""
         return [GAMMA, self.shape, self.mean / self.shape]
@@ -213,6 +231,13 @@ class LogNormal(Law):
         from scipy.special import ndtri
 
         return np.exp(math.log(self.mean) - 0.5 * self.sigma**2 + self.sigma * ndtri(probability))
+
+    def cumulative(self, duration: Any) -> Any:
+        """Return Φ((log t − mu) / sigma)."""
+        from scipy.special import ndtr
+
+        with np.errstate(divide="ignore"):
+            return ndtr((np.log(duration) - math.log(self.mean)) / self.sigma + 0.5 * self.sigma)
 
     def encode(self) -> list[float]:
         """Return (code, mean of the logarithm, sigma)."""
@@ -240,6 +265,10 @@ class Pareto(Law):
         """Return scale · (1 − p)^(−1/shape)."""
         return self.scale * (1.0 - np.asarray(probability)) ** (-1.0 / self.shape)
 
+    def cumulative(self, duration: Any) -> Any:
+        """Return 1 − (t / scale)^(−shape) from the scale on."""
+        return 1.0 - np.maximum(np.asarray(duration) / self.scale, 1.0) ** -self.shape
+
     def encode(self) -> list[float]:
         """Return (code, scale, −1/shape)."""
         return [PARETO, self.scale, -1.0 / self.shape]
@@ -265,6 +294,10 @@ class Weibull(Law):
     def quantile(self, probability: Any) -> Any:
         """Return scale · (−log(1 − p))^(1/shape)."""
         return self.scale * (-np.log1p(-np.asarray(probability))) ** (1.0 / self.shape)
+
+    def cumulative(self, duration: Any) -> Any:
+        """Return 1 − exp(−(t / scale)^shape)."""
+        return -np.expm1(-((np.asarray(duration) / self.scale) ** self.shape))
 
     def encode(self) -> list[float]:
         """Return (code, scale, 1/shape)."""
@@ -297,6 +330,10 @@ class Uniform(Law):
     def quantile(self, probability: Any) -> Any:
         """Return low + (high − low) p."""
         return self.low + (self.high - self.low) * np.asarray(probability)
+
+    def cumulative(self, duration: Any) -> Any:
+        """Return (t − low) / (high − low), between 0 and 1."""
+        return np.clip((np.asarray(duration) - self.low) / (self.high - self.low), 0.0, 1.0)
 
     def encode(self) -> list[float]:
         """Return (code, low, width)."""
@@ -347,6 +384,10 @@ class Empirical(Law):
         count = self.sorted_values.size
         position = np.ceil(np.asarray(probability) * count).astype(np.int64) - 1
         return self.sorted_values[np.clip(position, 0, count - 1)]
+
+    def cumulative(self, duration: Any) -> Any:
+        """Return the share of the sample that is at most t."""
+        return np.searchsorted(self.sorted_values, duration, side="right") / self.sorted_values.size
 
     def encode(self) -> list[float]:
         """Return (code, count, sorted values …)."""
@@ -402,6 +443,10 @@ class SciPy(Law):
     def quantile(self, probability: Any) -> Any:
         """Return scipy's percent point function."""
         return self.distribution.ppf(probability)
+
+    def cumulative(self, duration: Any) -> Any:
+        """Return scipy's cumulative distribution function."""
+        return self.distribution.cdf(duration)
 
 
 #: Every law by the name that a scenario file uses. `Mixture` joins it below, since it holds laws itself.
@@ -459,10 +504,13 @@ class Mixture(Law):
         low, high = parts.min(axis=0), parts.max(axis=0)
         for _ in range(80):
             middle = 0.5 * (low + high)
-            shares = zip(self.shares, self.laws, strict=True)
-            below = sum(share * law.cumulative(middle) for share, law in shares) < probability
+            below = self.cumulative(middle) < probability
             low, high = np.where(below, middle, low), np.where(below, high, middle)
         return high[()]
+
+    def cumulative(self, duration: Any) -> Any:
+        """Return Σ share · cumulative of the components."""
+        return sum(share * law.cumulative(duration) for share, law in zip(self.shares, self.laws, strict=True))
 
     def components(self) -> list[tuple[float, Law]]:
         """Return (share, law) of every component, mixtures of mixtures resolved."""
