@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asyncsim.replay import Replayer, replay
+from asyncsim.replay import Plan, Replayer, replay
 from asyncsim.results import folder_aside, refuse_existing, write_run
 from asyncsim.runs import Run
 from asyncsim.scenario import Scenario, ScenarioError
@@ -98,13 +98,26 @@ def finish(scenario: Scenario, trace: Trace, *, record_iterates: bool = False, s
         result = Run(trace=trace, final_iterates=np.empty((trace.replicas.size, 0)))
     else:
         with stage("replaying", int(trace.updates.sum())) as progress:
-            result = replay(
-                trace,
-                scenario.method,
-                scenario.problem,
-                record_iterates=record_iterates or "momentum" in scenario.metrics.record,
-                metrics=scenario.metrics,
-                end_time=scenario.run.time,
-                progress=progress,
-            )
+            result = replayed(scenario, trace, record_iterates=record_iterates, progress=progress)
     return dataclasses.replace(result, summary=summarise(scenario, result), scenario=scenario.resolved())
+
+
+def replayed(
+    scenario: Scenario,
+    trace: Trace,
+    *,
+    record_iterates: bool = False,
+    plan: Plan | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Run:
+    """Replay a scenario's method along a trace, measuring what it asks for."""
+    return replay(
+        trace,
+        scenario.method,
+        scenario.problem,
+        record_iterates=record_iterates or "momentum" in scenario.metrics.record,
+        metrics=scenario.metrics,
+        end_time=scenario.run.time,
+        plan=plan,
+        progress=progress,
+    )

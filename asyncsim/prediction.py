@@ -6,6 +6,9 @@ from typing import Any
 
 from asyncsim import theory
 from asyncsim.durations import Constant, Exponential
+from asyncsim.methods import SGD
+from asyncsim.policies import Async
+from asyncsim.problems import Quadratic
 from asyncsim.scenario import Cluster, Scenario
 
 
@@ -22,7 +25,8 @@ def predict(scenario: Scenario) -> dict[str, float]:
 
     `staleness_var`, `staleness_p99` and `momentum`, that is 1 − 1/M, are those of equal exponential workers, async,
     without a network or server time (Mitliagkas et al. 2016, Theorem 3). `throughput`, in updates per time unit, is
-    that of Dutta et al. 2018 under the same condition on network and server.
+    that of Dutta et al. 2018 under the same condition on network and server. `rate`, of √E‖x − x*‖², is that of heavy
+    ball with a constant step on a quadratic without noise, with such workers (`theory.mean_square_rate`).
 
     >>> import asyncsim
     >>> workers = [{"count": 16, "service": {"law": "exponential", "mean": 1.0}}]
@@ -44,7 +48,54 @@ def predict(scenario: Scenario) -> dict[str, float]:
         throughput = _throughput(scenario, cluster, kind)
         if throughput is not None:
             predictions["throughput"] = throughput
+    spectrum = _heavy_ball_spectrum(scenario)
+    if spectrum is not None:
+        method: Any = scenario.method
+        predictions["rate"] = theory.mean_square_rate(
+            cluster.size, spectrum, step=method.step, momentum=method.momentum
+        )
     return predictions
+
+
+def best_momenta(scenario: Scenario) -> dict[str, float]:
+    """Return the best explicit momentum of theory, by each criterion; empty where there is none.
+
+    `best_momentum_mean_square` makes √E‖x_t − x*‖² contract fastest, `best_momentum_mean` ‖E x_t − x*‖, each with its
+    own best step; `best_rate_mean_square` is what the first one reaches. The conditions are those of the rate in
+    `predict`. Takes some tenths of a second.
+    """
+    spectrum = _heavy_ball_spectrum(scenario)
+    if spectrum is None:
+        return {}
+    of_runs, of_the_mean = (
+        theory.optimal_momentum(spectrum, workers=scenario.workers, criterion=criterion)
+        for criterion in ("mean_square", "mean")
+    )
+    return {
+        "best_momentum_mean_square": of_runs.momentum,
+        "best_momentum_mean": of_the_mean.momentum,
+        "best_rate_mean_square": of_runs.rate,
+    }
+
+
+def _heavy_ball_spectrum(scenario: Scenario) -> list[float] | None:
+    """Return the ends of the spectrum, which decide the rate, where the rate of asynchronous heavy ball is known."""
+    cluster, problem, method = scenario.cluster, scenario.problem, scenario.method
+    asynchronous = (
+        scenario.run.source == "simulate"
+        and cluster is not None
+        and isinstance(scenario.policy, Async)
+        and cluster.network is None
+        and _takes_no_time(cluster)
+        and cluster.server.reply == "after_apply"
+        and exponential_mean(cluster) is not None
+    )
+    if not asynchronous or not isinstance(problem, Quadratic) or not isinstance(method, SGD):
+        return None
+    plain = method.step_rule == "constant" and not method.nesterov and method.projection is None
+    if not plain or problem.noise or problem.strong_convexity is None:
+        return None
+    return [float(problem.spectrum.min()), float(problem.spectrum.max())]
 
 
 def exponential_mean(cluster: Cluster) -> float | None:

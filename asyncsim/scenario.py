@@ -212,19 +212,37 @@ class Metrics(Spec):
         return tuple(name for name in self.record if name in MODEL_METRICS)
 
 
+class Search(Spec):
+    """A positive number of the method that each cell of a sweep has at its best: `path`, between `low` and `high`."""
+
+    path: str
+    low: Positive
+    high: Positive
+
+    @model_validator(mode="after")
+    def _between(self) -> Search:
+        if not self.path.startswith("method."):
+            raise refuse(f"must be a number of the method, such as method.step; got '{self.path}'", "path")
+        if self.high <= self.low:
+            raise refuse(f"must exceed low = {self.low:g}, got {self.high:g}", "high")
+        return self
+
+
 class Sweep(Spec):
     """Many cells from one file: a grid over dotted paths.
 
     `grid` holds the axes (in a file they stand in [sweep] itself): lists of values, or ``{ start, stop, num }``. `zip`
     lists groups of paths that move together. `exclude` lists combinations to leave out. `tune` names swept
     paths whose best values are wanted for each combination of the others, judged `by` the final loss, suboptimality,
-    distance, regret, the rate, or the time or updates to the target (the smaller the better).
+    distance, regret, the rate, or the time or updates to the target (the smaller the better). `search` gives every cell
+    its own best value, by the same measure, of one number of the method.
     """
 
     grid: dict[str, Any] = Field(default_factory=dict)
     zip: Annotated[tuple[dict[str, list[Any]], ...], Field(strict=False)] = ()
     exclude: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
     tune: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    search: Search | None = None
     by: Literal["loss", "suboptimality", "distance", "regret", "rate", "time_to_target", "updates_to_target"] | None = (
         None
     )
@@ -240,7 +258,7 @@ class Sweep(Spec):
             if not isinstance(axes, Mapping):
                 raise refuse(f"must be a table of axes, got {shown(axes)}", "grid")
         else:
-            own = {key: data[key] for key in data if key in ("zip", "exclude", "tune", "by")}
+            own = {key: data[key] for key in data if key in ("zip", "exclude", "tune", "search", "by")}
             axes = {key: data[key] for key in data if key not in own}
         return {**own, "grid": {key: _axis(key, values) for key, values in axes.items()}}
 
@@ -262,8 +280,10 @@ class Sweep(Spec):
                 if value not in self._values(path):
                     raise refuse(f"{shown(value)} is not among the values of '{path}'", "exclude", place)
         self._swept((self.tune,) if isinstance(self.tune, str) else self.tune or (), "tune")
-        if (self.tune is None) != (self.by is None):
-            raise refuse("'tune' needs 'by' (what to judge by), and the other way round")
+        if (self.tune is None and self.search is None) != (self.by is None):
+            raise refuse("'tune' and 'search' need 'by' (what to judge by), and the other way round")
+        if self.search is not None and self.search.path in self.paths:
+            raise refuse(f"'{self.search.path}' is both swept and searched", "search")
         return self
 
     def _swept(self, paths: Iterable[str], *where: str | int) -> None:

@@ -56,7 +56,9 @@ class ReplicaSchedule:
 
     def write(self, version: int, x: np.ndarray) -> None:
         """Keep a version if it is still to be read, and drop those that update `version` − 1 was the last to read."""
-        if version > 0:
+        if version == 0:
+            self.kept = {}
+        else:
             for i in range(self.bounds[version - 1], self.bounds[version]):
                 if self.last_read[self.version[i]] == version - 1:
                     self.kept.pop(self.version[i], None)
@@ -113,6 +115,6 @@ class BatchSchedule:
 
     def write(self, version: int, x: np.ndarray) -> None:
         """Keep a version of every replica; those that nobody will read share a last slot."""
-        if self.kept is None:
+        if self.kept is None or version == 0:
             self.kept = np.empty((self.slots + 1, *x.shape))
         self.kept[self.write_slot[version], self.places] = x

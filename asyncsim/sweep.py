@@ -14,13 +14,13 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from asyncsim.documents import ScenarioError, set_path
 from asyncsim.experiment import Stage, _silent, finish, make_trace
-from asyncsim.prediction import predict
+from asyncsim.prediction import best_momenta, predict
 from asyncsim.results import (
     PROVENANCE,
     SCENARIO,
@@ -33,10 +33,14 @@ from asyncsim.results import (
     write_json,
 )
 from asyncsim.runs import Run
-from asyncsim.scenario import Scenario, build
+from asyncsim.scenario import Scenario, Sweep, build
+from asyncsim.search import best_value, check_search, shares, with_value
 from asyncsim.staleness import summary as staleness_summary
 from asyncsim.staleness import throughput
 from asyncsim.summary import final_values, first_passage, run_estimates
+
+if TYPE_CHECKING:
+    from asyncsim.trace import Trace
 
 RESULTS, CURVES, TUNED = "results.parquet", "curves.parquet", "tuned.parquet"
 
@@ -75,6 +79,8 @@ def cells(scenario: Scenario, *, name: str = "scenario") -> list[Cell]:
         lack = _unjudged(cell, scenario.sweep.by)
         if lack:
             raise ScenarioError(f"{name}: sweep.by: '{scenario.sweep.by}' needs {lack}")
+        if scenario.sweep.search is not None and not found:
+            check_search(cell, scenario.sweep.search, name=name)
         found.append(Cell(len(found), values, cell))
     if not found:
         raise ScenarioError(f"{name}: sweep: 'exclude' leaves no cell")
@@ -114,29 +120,66 @@ def run_sweep(
     `out` may hold an unfinished sweep of the same scenario, which is resumed; a finished one needs `force`.
     """
     out = Path(out)
-    todo = cells(scenario, name=name)
+    todo, sweep = cells(scenario, name=name), scenario.sweep
+    assert sweep is not None
     for file in {cell.scenario.run.trace for cell in todo}:
         if file is not None:
             read_trace(file)  # whatever is wrong with it is said before anything is written
     _prepare(out, scenario, todo, force=force)
     remaining = [cell for cell in todo if not (out / RESULTS / f"{cell.key}.parquet").exists()]
-    trace_of: tuple[str, Any] = ("", None)
+    shared = ""
     with stage("sweeping", len(todo)) as progress:
         progress(len(todo) - len(remaining))
         # Cells that share a schedule run one after another, so that it is simulated once.
         for cell in sorted(remaining, key=lambda cell: (schedule_key(cell.scenario), cell.number)):
-            key = schedule_key(cell.scenario)
-            if trace_of[0] != key:
-                trace_of = (key, make_trace(cell.scenario))
-            run = finish(cell.scenario, trace_of[1])
+            if schedule_key(cell.scenario) != shared:
+                shared = schedule_key(cell.scenario)
+                trace = make_trace(cell.scenario)
+                of_schedule = schedule_results(trace, cell.scenario.run.warmup)
+            key, found = cell.key, {}
+            if sweep.search is not None:
+                value = best_value(cell.scenario, sweep.search, str(sweep.by), trace)
+                found = {sweep.search.path: value}
+                cell = cell._replace(scenario=with_value(cell.scenario, sweep.search.path, value))
+            run = finish(cell.scenario, trace)
+            results = results_of(cell, run, of_schedule).assign(**found)
             if run.metric_names:
-                write_frame(_labelled(cell, run.metrics), out / CURVES / f"{cell.key}.parquet")
-            write_frame(_labelled(cell, results_of(cell, run)), out / RESULTS / f"{cell.key}.parquet")
+                write_frame(_labelled(cell, run.metrics), out / CURVES / f"{key}.parquet")
+            write_frame(_labelled(cell, results), out / RESULTS / f"{key}.parquet")
             progress(1)
     frame = read_results(out)
-    if scenario.sweep is not None and scenario.sweep.tune is not None:
-        write_frame(tuned(frame, scenario.sweep.tune, str(scenario.sweep.by)), out / TUNED)
+    if sweep.tune is not None:
+        best = tuned(frame, sweep.tune, str(sweep.by))
+        if sweep.search is not None:
+            best = _with_searched(best, frame, sweep)
+        write_frame(_with_theory(best, todo, sweep), out / TUNED)
     return frame
+
+
+def _with_searched(best: Any, frame: Any, sweep: Sweep) -> Any:
+    """Add the searched value of each best cell; one at an end of its range is at an edge too."""
+    search = sweep.search
+    assert search is not None
+    found = frame[[*sweep.paths, search.path]].drop_duplicates(sweep.paths)
+    best = best.merge(found, on=sweep.paths, how="left")
+    outside = (best[search.path] < 1.01 * search.low) | (best[search.path] > search.high / 1.01)
+    return best.assign(at_edge=best["at_edge"].astype(bool) | outside)
+
+
+def _with_theory(best: Any, todo: list[Cell], sweep: Sweep) -> Any:
+    """Add the best explicit momenta of theory where the momentum was tuned and theory knows them."""
+    chosen = (sweep.tune,) if isinstance(sweep.tune, str) else sweep.tune or ()
+    if "method.momentum" not in chosen:
+        return best
+    others = [path for path in sweep.paths if path not in chosen]
+    known: dict[tuple[Any, ...], dict[str, float]] = {}
+    for cell in todo:
+        combination = tuple(_shown(cell.values[path]) for path in others)
+        if combination not in known:
+            known[combination] = best_momenta(cell.scenario)
+    rows = [known[tuple(best[path].iloc[place] for path in others)] for place in range(len(best))]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return best.assign(**{name: [row.get(name, np.nan) for row in rows] for name in names})
 
 
 def schedule_key(scenario: Scenario) -> str:
@@ -151,25 +194,15 @@ def schedule_key(scenario: Scenario) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-def results_of(cell: Cell, run: Run) -> Any:
-    """Return one row per replica: what the run's summary holds, replica by replica, and theory's numbers beside it."""
+def results_of(cell: Cell, run: Run, of_schedule: dict[str, Any]) -> Any:
+    """Return one row per replica: what the run's summary holds, replica by replica, and theory's numbers beside it.
+
+    `of_schedule` is from `schedule_results`: cells that share a trace share it.
+    """
     import pandas as pd
 
     scenario, trace = cell.scenario, run.trace
-    warmup = scenario.run.warmup
-    columns: dict[str, Any] = {"replica": trace.replicas, "updates": trace.updates}
-    rows = [rows for _, _, rows in trace.slices()]
-    if trace.has_times:
-        columns["time"] = [float(np.append(0.0, trace.update_times(int(replica)))[-1]) for replica in trace.replicas]
-        columns["throughput"] = throughput(trace, warmup=warmup)
-    measured = []
-    for mine in rows:
-        used = (trace["status"][mine] == 0) & (trace["update"][mine] >= warmup)
-        stale = trace["update"][mine][used] - trace["read_version"][mine][used]
-        measured.append(staleness_summary(stale) if stale.size else {})
-    for number in ("mean", "var", "p99", "max"):
-        columns[f"staleness_{number}"] = [part.get(number, np.nan) for part in measured]
-    columns["unused"] = [int((trace["status"][mine] != 0).sum()) for mine in rows]
+    columns = dict(of_schedule)
     if run.metric_names:
         columns |= final_values(run)
     if scenario.metrics.target is not None:
@@ -185,13 +218,35 @@ def results_of(cell: Cell, run: Run) -> Any:
     return pd.DataFrame(columns)
 
 
+def schedule_results(trace: Trace, warmup: int) -> dict[str, Any]:
+    """Return what the schedule says of each replica: its updates, time and staleness."""
+    columns: dict[str, Any] = {"replica": trace.replicas, "updates": trace.updates}
+    rows = [rows for _, _, rows in trace.slices()]
+    if trace.has_times:
+        columns["time"] = [float(np.append(0.0, trace.update_times(int(replica)))[-1]) for replica in trace.replicas]
+        columns["throughput"] = throughput(trace, warmup=warmup)
+    measured = []
+    for mine in rows:
+        used = (trace["status"][mine] == 0) & (trace["update"][mine] >= warmup)
+        stale = trace["update"][mine][used] - trace["read_version"][mine][used]
+        measured.append(staleness_summary(stale) if stale.size else {})
+    for number in ("mean", "var", "p99", "max"):
+        columns[f"staleness_{number}"] = [part.get(number, np.nan) for part in measured]
+    columns["unused"] = [int((trace["status"][mine] != 0).sum()) for mine in rows]
+    return columns
+
+
 def _labelled(cell: Cell, frame: Any) -> Any:
     """Put the cell's swept values before the other columns."""
     for place, (path, value) in enumerate(cell.values.items()):
-        shown = value if isinstance(value, str | int | float | bool) else label(value)
         name = path if path not in frame.columns else f"{path} (swept)"
-        frame.insert(place, name, shown)
+        frame.insert(place, name, _shown(value))
     return frame
+
+
+def _shown(value: Any) -> Any:
+    """Return a swept value as a table can hold it."""
+    return value if isinstance(value, str | int | float | bool) else label(value)
 
 
 def label(value: Any) -> str:
@@ -277,11 +332,12 @@ def tuned(frame: Any, paths: str | tuple[str, ...], by: str) -> Any:
         if not scores:
             rows.append({**row, **dict.fromkeys(paths), **dict.fromkeys(NUMBERS, np.nan), "at_edge": False})
             continue
-        chosen_on, reported_on = _shares(next(iter(scores.values())).size, by)
+        chosen_on, reported_on = shares(next(iter(scores.values())).size, by)
         best = min(scores, key=lambda point: float(scores[point][chosen_on].mean()))
         values = scores[best][reported_on]
         reference = values if reference is None else reference
-        paired = _interval(values - reference) if reference.size == values.size else (np.nan,) * 3
+        comparable = by != "rate" and reference.size == values.size
+        paired = _interval(values - reference) if comparable else (np.nan,) * 3
         row |= dict(zip(paths, best, strict=True))
         row |= dict(zip(NUMBERS, (*_interval(values), *paired), strict=True))
         row["at_edge"] = any(_at_edge(value, group[path]) for value, path in zip(best, paths, strict=True))
@@ -298,13 +354,6 @@ def _at_edge(value: Any, tried: Any) -> bool:
     numbers = tried.unique().tolist()
     ordered = len(numbers) > 1 and all(isinstance(number, int | float) for number in numbers)
     return ordered and value in (min(numbers), max(numbers))
-
-
-def _shares(replicas: int, by: str) -> tuple[slice, slice]:
-    """Return which replicas choose the best value, and which report it."""
-    if by == "rate":
-        return slice(1), slice(1)
-    return (slice(0, None, 2), slice(1, None, 2)) if replicas >= 4 else (slice(None), slice(None))
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:

@@ -20,6 +20,7 @@ LAYERS = [
     ["schema", "prediction", "schedule", "measure", "runs", "results"],
     ["sources", "replay"],
     ["summary", "experiment", "export"],
+    ["search"],
     ["sweep"],
     ["figures", "plots", "pictures", "report"],
     ["cli"],
