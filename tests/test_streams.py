@@ -125,8 +125,8 @@ def test_integers_are_equally_likely():
     "draw",
     [streams.uniforms, streams.normals, lambda *address: streams.integers(*address, 1000)],
     ids=["uniforms", "normals", "integers"],
-def test_a_number_depends_on_its_address_alone(draw):
 )
+def test_a_number_depends_on_its_address_alone(draw):
     block = draw(5, [[0], [7]], [2, -1, 4], 9, streams.SAMPLE, 6)
     assert block.shape == (2, 3, 6)
     assert np.array_equal(block[1, 1], draw(5, 7, -1, 9, streams.SAMPLE, 6))
