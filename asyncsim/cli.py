@@ -98,9 +98,9 @@ def run(file: str, out: str | None, settings: tuple[str, ...], seed: int | None,
     if not quiet:
         click.echo("\n".join(summary_lines(result.summary)))
         click.echo(f"\n{_listing(folder)}")
-    for divergence in result.diverged:
-        click.echo(f"failed: {divergence}; the run is kept up to there. Try a smaller method.step", err=True)
     if result.diverged:
+        more = f" ({len(result.diverged)} of {len(result.trace.replicas)} replicas did)" * (len(result.diverged) > 1)
+        click.echo(f"failed: {result.diverged[0]}{more}; the run is kept up to there. Try a smaller step", err=True)
         sys.exit(FAILED)
 
 
@@ -178,15 +178,16 @@ def plot(folder: str) -> None:
 def export(folder: str, style: str, out: str | None) -> None:
     """Export a run's trace: csv, or Chrome trace JSON, which Perfetto opens as a timeline."""
     from asyncsim import export as exports
-    from asyncsim.results import open_run
+    from asyncsim.results import ResultsError, open_run
 
     run_opened = open_run(folder)
     target = Path(out) if out else Path(folder) / ("trace.csv" if style == "csv" else "trace.json")
     if style == "csv":
         exports.to_csv(run_opened.trace, target)
+    elif exports.has_timeline(run_opened.trace):
+        exports.to_chrome(run_opened.trace, target, time_unit=run_opened.summary["time_unit"])
     else:
-        unit = run_opened.summary.get("time_unit", "s")
-        exports.to_chrome(run_opened.trace, target, time_unit=unit)
+        raise ResultsError(f"{folder}: its trace has no times, so there is no timeline to export")
     click.echo(target)
 
 

@@ -215,7 +215,7 @@ def open_run(folder: str | Path) -> Run:
         raise ResultsError(f"{folder}: is {what}")
     trace = read_trace(folder / TRACE)
     summary, scenario = read_json(folder / SUMMARY), read_json(folder / SCENARIO)
-    if not (folder / METRICS).is_file():
+    if "problem" not in scenario:
         return Run(trace=trace, final_iterates=np.empty((trace.replicas.size, 0)), summary=summary, scenario=scenario)
     try:
         frame = pq.read_table(folder / METRICS).to_pandas()
@@ -224,8 +224,7 @@ def open_run(folder: str | Path) -> Run:
     except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise ResultsError(f"{folder}: is damaged: {error}") from None
     names = tuple(frame["metric"].cat.categories)
-    measurements = {name: np.asarray(frame[name]) for name in ("replica", "update", "time", "value")}
-    measurements["metric"] = np.asarray(frame["metric"].cat.codes)
+    measurements = {name: np.asarray(frame[name].cat.codes if name == "metric" else frame[name]) for name in frame}
     return Run(
         trace=trace,
         final_iterates=final,

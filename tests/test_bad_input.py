@@ -88,7 +88,7 @@ def cells_of(scenario: Scenario) -> None:
         cells(scenario)
 
 
-# --- mistakes that need no file, or that no file of text can hold ---------------------------------------------------
+# --- mistakes that need no file, or that no file of text can hold -------------------------------------------------
 
 SMALL = """
 run.updates = 10
@@ -190,7 +190,7 @@ def test_what_python_code_gives_is_checked_too() -> None:
         build({**data, "cluster": {"workers": [{"service": 1.0}]}})
 
 
-# --- mutations of what is valid -------------------------------------------------------------------------------------
+# --- mutations of what is valid -----------------------------------------------------------------------------------
 
 
 def nested(depth: int, wrap: object) -> object:

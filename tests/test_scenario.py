@@ -51,7 +51,7 @@ def small(**changes: object) -> dict:
     return data
 
 
-# --- meaning --------------------------------------------------------------------------------------------------------
+# --- meaning ------------------------------------------------------------------------------------------------------
 
 
 def test_defaults() -> None:
@@ -101,7 +101,7 @@ def test_a_scenario_takes_objects_made_in_python() -> None:
     assert scenario.sha256() == build(small()).sha256()
 
 
-# --- inheritance and overrides --------------------------------------------------------------------------------------
+# --- inheritance and overrides ------------------------------------------------------------------------------------
 
 
 def test_extends_lays_one_file_over_another(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_modules_are_found_beside_the_scenario_and_nowhere_after(monkeypatch: py
     assert scenario.resolved()["cluster"]["workers"][0]["service"] == {"law": "own:Triangular", "longest": 2.0}
 
 
-# --- axes of a sweep --------------------------------------------------------------------------------------------------
+# --- axes of a sweep ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_axes(axis: object, values: list) -> None:
     assert [type(value) for value in found.grid["method.step"]] == [type(value) for value in values]
 
 
-# --- the JSON Schema --------------------------------------------------------------------------------------------------
+# --- the JSON Schema ----------------------------------------------------------------------------------------------
 
 
 def references(node: object) -> set[str]:
@@ -234,7 +234,7 @@ def test_the_schema_knows_every_choice_and_its_keys(what: str) -> None:
         assert tag in choices[name]["required"]
 
 
-# --- docs/scenario.md is true -----------------------------------------------------------------------------------------
+# --- docs/scenario.md is true -------------------------------------------------------------------------------------
 
 PAGE = (ROOT / "docs" / "scenario.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```toml\n(.*?)```", PAGE, re.S)
