@@ -31,7 +31,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         rows.append(("momentum fitted", fit["momentum"], theory.get("momentum")))
     rate = summary.get("rate")
     if rate and "refused" not in rate:
-        rows.append(("rate of √E‖x − x*‖² per update", rate["rate"], None))
+        rows.append(("rate of √E‖x − x*‖² per update", rate["rate"], theory.get("rate")))
     rows += [(f"final {name}", value, None) for name, value in summary.get("final", {}).items()]
     target = summary.get("target")
     if target:

@@ -280,10 +280,12 @@ class Sweep(Spec):
                 if value not in self._values(path):
                     raise refuse(f"{shown(value)} is not among the values of '{path}'", "exclude", place)
         self._swept((self.tune,) if isinstance(self.tune, str) else self.tune or (), "tune")
-        if (self.tune is None and self.search is None) != (self.by is None):
-            raise refuse("'tune' and 'search' need 'by' (what to judge by), and the other way round")
+        if self.search is not None and self.by is None:
+            raise refuse("'search' needs 'by' (what to judge by)")
+        if self.search is None and (self.tune is None) != (self.by is None):
+            raise refuse("'tune' needs 'by' (what to judge by), and the other way round")
         if self.search is not None and self.search.path in self.paths:
-            raise refuse(f"'{self.search.path}' is both swept and searched", "search")
+            raise refuse(f"'{self.search.path}' is swept already", "search", "path")
         return self
 
     def _swept(self, paths: Iterable[str], *where: str | int) -> None:

@@ -37,17 +37,17 @@ def best_value(scenario: Scenario, search: Search, by: str, trace: Trace) -> flo
     return float(np.exp(least(number, np.log(search.low), np.log(search.high), PRECISION)))
 
 
-def with_value(scenario: Scenario, path: str, value: float) -> Scenario:
-    """Return the scenario with another value at a dotted path."""
+def with_value(scenario: Scenario, path: str, value: float, *, name: str = "sweep.search") -> Scenario:
+    """Return the scenario with another value at a dotted path; `name` stands in errors."""
     data = scenario.resolved()
     set_path(data, path, value)
-    return build(data, name=f"{scenario.name}: {path} = {value:g}", folder=scenario.folder)
+    return build(data, name=f"{name} ({path} = {value:g})", folder=scenario.folder)
 
 
 def check_search(scenario: Scenario, search: Search, *, name: str) -> None:
     """Refuse a search whose values are no scenarios, or whose schedules would depend on them."""
     for value in (search.low, search.high):
-        with_value(scenario, search.path, value)
+        with_value(scenario, search.path, value, name=f"{name}: sweep.search")
     if scenario.run.stop_when is not None or getattr(scenario.method, "makes_requests", False):
         raise ScenarioError(f"{name}: sweep.search: needs a schedule that no value changes: leave out run.stop_when")
 

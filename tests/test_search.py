@@ -109,8 +109,8 @@ def test_a_sweep_reports_the_searched_step_and_the_momenta_of_theory(tmp_path):
         ({"search": {**SEARCH, "path": "method.stride"}}, "stride"),
         ({"search": {**SEARCH, "high": 0.01}}, "must exceed low"),
         ({"search": {**SEARCH, "low": 0.0}}, "low"),
-        ({"search": SEARCH, "by": None}, "need 'by'"),
-        ({"search": SEARCH, "method.step": [0.1, 0.2]}, "both swept and searched"),
+        ({"search": SEARCH, "by": None}, "needs 'by'"),
+        ({"search": SEARCH, "method.step": [0.1, 0.2]}, "is swept already"),
         ({"search": {**SEARCH, "path": "method.momentum", "high": 3.0}}, "momentum"),
     ],
 )
