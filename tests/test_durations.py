@@ -268,3 +268,10 @@ def test_negative_durations_are_an_error():
 def test_laws_that_cannot_be_are_refused(fields, message):
     with pytest.raises(ValidationError, match=message):
         law_of(**fields)
+
+
+def test_the_sampler_draws_the_streams_own_numbers():
+    """Also catches a stale compiled sampler: numba does not notice that a function it calls has changed."""
+    uniform = streams.uniforms(5, 1, 2, np.arange(50), streams.SERVICE, 1)[:, 0]
+    times = law_of(law="uniform", low=0.0, high=1.0).sample(5, 1, 2, 0, size=50, purpose=streams.SERVICE)
+    assert np.array_equal(times, uniform)
