@@ -107,8 +107,8 @@ class Cluster(Spec):
 
 def _check_law(law: Any, *where: str | int) -> None:
     """Refuse a law whose times cannot be added up, or whose quantile function can be negative where that samples it."""
-    if not 0 <= law.mean < LONGEST_TIME:
-        raise refuse(f"its mean must be less than {LONGEST_TIME:g}, got {law.mean:g}", *where)
+    if law.mean != 0 and not 1 / LONGEST_TIME < law.mean < LONGEST_TIME:
+        raise refuse(f"its mean must be between {1 / LONGEST_TIME:g} and {LONGEST_TIME:g}, got {law.mean:g}", *where)
     if law.table is not None:  # the compiled sampler's numbers, none of which can make a negative time
         if not np.isfinite(law.table).all():
             raise refuse("its parameters are so extreme that times would overflow", *where)

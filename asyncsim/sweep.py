@@ -160,8 +160,10 @@ def _with_searched(best: Any, frame: Any, sweep: Sweep) -> Any:
     """Add the searched value of each best cell; one at an end of its range is at an edge too."""
     search = sweep.search
     assert search is not None
-    found = frame[[*sweep.paths, search.path]].drop_duplicates(sweep.paths)
-    best = best.merge(found, on=sweep.paths, how="left")
+    rows = frame[[*sweep.paths, search.path]].itertuples(index=False, name=None)
+    found = {tuple(combination): value for *combination, value in rows}
+    points = best[sweep.paths].itertuples(index=False, name=None)
+    best = best.assign(**{search.path: [found.get(point, np.nan) for point in points]})
     outside = (best[search.path] < 1.01 * search.low) | (best[search.path] > search.high / 1.01)
     return best.assign(at_edge=best["at_edge"].astype(bool) | outside)
 

@@ -12,6 +12,7 @@ import pytest
 
 from asyncsim import sweep as module
 from asyncsim.experiment import make_trace
+from asyncsim.report import sweep_lines
 from asyncsim.results import ResultsError
 from asyncsim.scenario import Scenario, build, load
 from asyncsim.sweep import cells, label, read_results, run_sweep, schedule_key, tuned
@@ -335,6 +336,18 @@ def test_where_nothing_is_usable_there_is_no_best() -> None:
     nothing = tuned(frame_of({("a", 0.1): [np.nan]}), "step", "loss")
     assert nothing.columns.tolist() == best.columns.tolist()
     assert tuned(frame_of({("a", 0.1): [1.0]}), "step", "rate")["mean"].isna().all()
+
+
+@pytest.mark.parametrize("search", [{}, {"search": {"path": "method.step", "low": 0.01, "high": 0.02}}])
+def test_a_sweep_that_finds_no_best_says_so(search: dict, tmp_path: Path) -> None:
+    sweep = {"method.momentum": [0.0, 0.5], "seed": [1, 2], "tune": "method.momentum", "by": "updates_to_target"}
+    swept = scenario({**sweep, **search}, metrics={"target": "loss < 1e-300"})
+    frame = run_sweep(swept, tmp_path)
+    best = pd.read_parquet(tmp_path / "tuned.parquet")
+    assert best["seed"].tolist() == [1, 2]
+    assert best["mean"].isna().all()
+    assert not best["at_edge"].any()
+    assert any("no best value where every cell" in line for line in sweep_lines(swept, frame, tmp_path))
 
 
 def test_words_have_no_edge() -> None:
