@@ -302,10 +302,10 @@ def tuned(frame: Any, paths: str | tuple[str, ...], by: str) -> Any:
     For every combination of the other swept values, the cell with the smallest mean of `by` among those in which no
     replica diverged (or missed the target). The least of several noisy means is too small a mean, and the more so the
     more values were tried. So, from four replicas on, every other replica chooses the best value and the others say
-    how good it is: `mean`, its 95 % interval (`low`, `high`), and the paired `difference` to the first combination with
-    its 95 % interval. Only a difference whose interval leaves out 0 has been found, and of twenty such intervals one is
-    expected to miss the truth. A rate is one number of all replicas: no interval. `at_edge` says whether the best lies
-    at an end of the tuned grid, where a better one may lie outside.
+    how good it is: `mean`, its 95 % interval (`low`, `high`), and the paired `difference` to the first combination that
+    has a best value, with its 95 % interval. Only a difference whose interval leaves out 0 has been found, and of
+    twenty such intervals one is expected to miss the truth. A rate is one number of all replicas: no interval.
+    `at_edge` says whether the best lies at an end of the tuned grid, where a better one may lie outside.
 
     >>> import pandas as pd
     >>> cells = {("sgd", 0.1): [5, 1, 5, 1], ("sgd", 0.2): [4, 2, 4, 2], ("other", 0.1): [3, 1, 3, 5]}
