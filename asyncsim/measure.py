@@ -90,15 +90,22 @@ class Meter:
         """Say whether anything is to be measured at this version."""
         return version in self.regular or version in self.due
 
-    def measure(self, version: int, x: np.ndarray, replicas: np.ndarray, played: np.ndarray | None) -> None:
-        """Measure a version that is due; x has shape (replicas, d), `played` is the loss met so far, for the regret."""
+    def measure(
+        self, version: int, x: np.ndarray, replicas: np.ndarray, played: np.ndarray | None, alive: np.ndarray
+    ) -> None:
+        """Measure a version that is due, of the replicas that are `alive`.
+
+        `x` has shape (replicas, d); `played` is the loss that each replica has met so far, for the regret.
+        """
         if version in self.regular:
-            self._add(version, x, replicas, self.times[version], played)
+            places = np.flatnonzero(alive)
+            times = self.times[version][places]
         else:
-            places = [place for place, _ in self.due[version]]
-            times = np.array([time for _, time in self.due[version]])
-            some = None if played is None else played[places]
-            self._add(version, x[places], replicas[places], times, some)
+            due = [(place, time) for place, time in self.due[version] if alive[place]]
+            places = np.array([place for place, _ in due], dtype=np.int64)
+            times = np.array([time for _, time in due])
+        if places.size:
+            self._add(version, x[places], replicas[places], times, None if played is None else played[places])
 
     def _add(
         self, version: int, x: np.ndarray, replicas: np.ndarray, times: np.ndarray, played: np.ndarray | None

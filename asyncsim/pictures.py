@@ -54,7 +54,10 @@ def draw_sweep(folder: Path) -> list[Path]:
         tuned = pq.read_table(folder / TUNED).to_pandas()
     sweep = scenario["sweep"]
     paths = [*sweep.get("grid", {}), *(path for group in sweep.get("zip", []) for path in group)]
-    chosen = [*_over_workers(results, tuned, paths), *_regret(results, paths), *_bars(results, unit, tuned, paths)]
+    tune = sweep.get("tune") or ()
+    paths.sort(key=lambda path: path in ((tune,) if isinstance(tune, str) else tune))  # labels name what was compared
+    chosen = [*_over_workers(results, tuned, paths), *_regret(results, paths)]
+    chosen += [*_times(results, unit, tuned, paths), *_differences(tuned, paths, str(sweep.get("by")), unit)]
     if any((folder / CURVES).glob("*.parquet")):
         chosen += _curves(read_results(folder, CURVES), unit, tuned, paths)
     return _draw(chosen, folder, scenario.get("description", ""))
@@ -110,29 +113,44 @@ def _regret(results: DataFrame, paths: list[str]) -> Iterator[Picture]:
     if "regret" not in results or delay not in results:
         return
     others = [path for path in paths if path not in (delay, "run.updates")]
+    others = [path for path in others if results.groupby(delay)[path].nunique(dropna=False).max() > 1]  # not with it
     frame = _labelled(results, others).rename(columns={delay: "delay"})
     for name in frame["label"].unique():
         yield "_".join(["regret", *_words(name)]), _on(plots.regret, frame[frame["label"] == name])
 
 
-def _bars(results: DataFrame, unit: str, tuned: DataFrame | None, paths: list[str]) -> Iterator[Picture]:
-    """Yield the time to the target, and the paired differences of what was tuned, one bar per label."""
-    if "time_to_target" in results and results["time_to_target"].notna().any():
-        frame = _labelled(results, paths)
-        if 1 < frame["label"].nunique() <= MOST_LINES:
-            bars = frame[["label", "replica", "time_to_target"]].rename(columns={"time_to_target": "time"})
-            yield "time_to_target", lambda ax: plots.time_to_target(ax, bars, time_unit=unit)
-    if tuned is not None and "difference" in tuned and tuned["difference"].notna().sum() > 1:
-        best = _labelled(tuned.dropna(subset=["difference"]), paths)
-        if len(best) <= 2 * MOST_LINES:
-            yield "tuned", lambda ax: plots.paired_differences(ax, best)
+def _times(results: DataFrame, unit: str, tuned: DataFrame | None, paths: list[str]) -> Iterator[Picture]:
+    """Yield the time to the target, one bar per (best) cell; theory: the updates over the formula's throughput."""
+    if "time_to_target" not in results or results["time_to_target"].isna().all():
+        return
+    frame = _labelled(_best(results, tuned, paths), paths)
+    if not 1 < frame["label"].nunique() <= MOST_LINES:
+        return
+    bars = frame[["label", "replica"]].assign(time=frame["time_to_target"])
+    if "throughput_theory" in frame:
+        updates = frame.groupby("label")["updates_to_target"].transform("mean")
+        bars["theory"] = updates / frame["throughput_theory"]
+    yield "time_to_target", lambda ax: plots.time_to_target(ax, bars, time_unit=unit)
+
+
+def _differences(tuned: DataFrame | None, paths: list[str], by: str, unit: str) -> Iterator[Picture]:
+    """Yield the paired differences of what was tuned."""
+    if tuned is None or "difference" not in tuned or tuned["difference"].notna().sum() < 2:
+        return
+    best = _labelled(tuned.dropna(subset=["difference"]), paths)
+    names = {"time_to_target": f"time to target ({unit})", "updates_to_target": "updates to target"}
+    if len(best) <= 2 * MOST_LINES:
+        yield "tuned", lambda ax: plots.paired_differences(ax, best, name=names.get(by, f"final {by}"))
+
+
+def _best(frame: DataFrame, tuned: DataFrame | None, paths: list[str]) -> DataFrame:
+    """Return the rows of the best cells where there was tuning, else all."""
+    return frame if tuned is None else frame.merge(tuned.dropna(subset=paths)[paths], on=paths)
 
 
 def _curves(curves: DataFrame, unit: str, tuned: DataFrame | None, paths: list[str]) -> Iterator[Picture]:
     """Yield the first metric against updates and against time, one line per cell or, where tuned, per best cell."""
-    if tuned is not None:
-        curves = curves.merge(tuned.dropna(subset=paths)[paths], on=paths)
-    frame = _labelled(curves, paths)
+    frame = _labelled(_best(curves, tuned, paths), paths)
     if not 0 < frame["label"].nunique() <= MOST_LINES:
         return
     metric = str(frame["metric"].iloc[0])

@@ -155,7 +155,7 @@ class _Loop:
         self.diverged: list[Divergence] = []
 
     def run(self, places: np.ndarray, schedule: Schedule, end_time: float | None) -> None:
-        """Run the replicas at these places to their end, or to the first update at which one diverges."""
+        """Run the replicas at these places to their end; one that diverges stays at its last finite version."""
         method, problem = self.method, self.problem
         single = places.size == 1
         replicas = self.trace.replicas[places]
@@ -165,8 +165,9 @@ class _Loop:
             memories = []
         if self.meter.names:
             self.meter.plan(schedule.updates, self._version_times(replicas, schedule.updates), end_time)
+        alive = np.ones(places.size, dtype=bool)
         schedule.write(0, state.x)
-        self._record(0, state.x, places, replicas)
+        self._record(0, state.x, places, replicas, alive)
         unreported = 0
         for update in range(schedule.updates):
             rows = schedule.rows(update)
@@ -174,15 +175,21 @@ class _Loop:
             if self.played is not None:
                 for row, x_read in zip(rows, reads, strict=True):
                     self.played[places] += problem.played_loss(x_read, row)
-            before = state
+            before = state.x
             state = advance(method, problem, state, memories, rows, reads)
+            if not alive.all():
+                state = state._replace(x=np.where(alive[:, None], state.x, before))
             if not math.isfinite(np.vdot(state.x, state.x)):
-                self._note_divergence(state.x, replicas, update)
-                state = before
-                self._pad(update, state.x, places)
-                break
+                finite = np.isfinite((state.x.reshape(places.size, -1) ** 2).sum(axis=1))
+                self.diverged += [Divergence(int(replica), update) for replica in replicas[~finite]]
+                alive &= finite
+                if not alive.any():
+                    state = state._replace(x=before)
+                    self._pad(update, state.x, places)
+                    break
+                state = state._replace(x=np.where(finite[:, None], state.x, before))
             schedule.write(update + 1, state.x)
-            self._record(update + 1, state.x, places, replicas)
+            self._record(update + 1, state.x, places, replicas, alive)
             unreported += places.size
             if self.progress is not None and unreported >= 1000:
                 self.progress(unreported)
@@ -199,14 +206,15 @@ class _Loop:
         columns = [np.concatenate([[start], self.trace.update_times(int(replica))]) for replica in replicas]
         return np.stack(columns, axis=1)
 
-    def _record(self, version: int, x: np.ndarray, places: np.ndarray, replicas: np.ndarray) -> None:
+    def _record(self, version: int, x: np.ndarray, places: np.ndarray, replicas: np.ndarray, alive: np.ndarray) -> None:
         if self.iterates is not None:
             self.iterates[places, version] = x
         if self.squared_distances is not None:
-            self.squared_distances[places, version] = ((x - self.problem.minimizer) ** 2).sum(axis=-1)
+            squared = ((x - self.problem.minimizer) ** 2).sum(axis=-1)
+            self.squared_distances[places, version] = np.where(alive, squared, np.nan)
         if self.meter.names and self.meter.is_due(version):
             played = None if self.played is None else self.played[places]
-            self.meter.measure(version, x.reshape(places.size, -1), replicas, played)
+            self.meter.measure(version, x.reshape(places.size, -1), replicas, played, alive)
 
     def _pad(self, version: int, x: np.ndarray, places: np.ndarray) -> None:
         """Fill what lies beyond the last version of these replicas with it."""
@@ -214,13 +222,6 @@ class _Loop:
             self.iterates[places, version + 1 :] = np.reshape(x, (places.size, 1, -1))
         if self.squared_distances is not None:
             self.squared_distances[places, version + 1 :] = np.nan
-
-    def _note_divergence(self, x: np.ndarray, replicas: np.ndarray, update: int) -> None:
-        norms = (x.reshape(replicas.size, -1) ** 2).sum(axis=1)
-        bad = replicas[~np.isfinite(norms)]
-        # The sum over a batch may overflow while each replica is finite by a hair: then it is the largest one's doing.
-        culprits = bad if bad.size else replicas[[int(np.argmax(norms))]]
-        self.diverged += [Divergence(int(replica), update) for replica in culprits]
 
 
 class Replayer:

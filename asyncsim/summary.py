@@ -68,6 +68,9 @@ def run_estimates(scenario: Scenario, run: Run) -> dict[str, Any]:
     for name in ("momentum", "rate"):
         if name not in wanted:
             continue
+        if name == "momentum" and run.diverged:
+            estimates[name] = {"refused": str(run.diverged[0])}
+            continue
         try:
             if name == "momentum":
                 assert run.iterates is not None

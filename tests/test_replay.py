@@ -242,6 +242,22 @@ def test_a_metric_that_the_problem_does_not_have_is_refused(metric):
 # --- divergence -------------------------------------------------------------------------------------------------------
 
 
+def test_a_diverging_replica_leaves_the_others_alone():
+    """At this step all replicas grow, and within 1000 updates some of them beyond all numbers."""
+    trace = asyncsim.simulate(scenario(updates=1000, replicas=6))
+    method, problem = SGD(step=3.0), Quadratic(eigenvalues=[1.0])
+    together = replay(trace, method, problem, metrics=Metrics(every=10))
+    assert 0 < len(together.diverged) < 6
+    for place in range(6):
+        alone = replay(
+            asyncsim.simulate(scenario(updates=1000), replicas=[place]), method, problem, metrics=Metrics(every=10)
+        )
+        assert [d for d in together.diverged if d.replica == place] == list(alone.diverged)
+        np.testing.assert_allclose(together.final_iterates[place], alone.final_iterates[0], rtol=1e-9)
+        mine = together.metrics[together.metrics.replica == place]
+        np.testing.assert_allclose(mine.value, alone.metrics.value, rtol=1e-9)
+
+
 @pytest.mark.parametrize("replicas", [1, 3])
 def test_a_diverging_run_stops_and_keeps_what_it_has(replicas):
     trace = asyncsim.simulate(scenario(updates=2000, replicas=replicas))
@@ -249,9 +265,10 @@ def test_a_diverging_run_stops_and_keeps_what_it_has(replicas):
     assert run.diverged
     assert all("diverged at update" in str(divergence) for divergence in run.diverged)
     assert np.isfinite(run.final_iterates).all()
-    assert run.metrics["update"].max() <= run.diverged[0].update
-    last = run.iterates[:, run.diverged[0].update]
-    assert (last == run.final_iterates).all()
+    assert len(run.diverged) == replicas
+    assert run.metrics["update"].max() <= max(divergence.update for divergence in run.diverged)
+    for divergence in run.diverged:
+        assert (run.iterates[divergence.replica, divergence.update :] == run.final_iterates[divergence.replica]).all()
 
 
 # --- users' own objects -----------------------------------------------------------------------------------------------
