@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+import asyncsim
 from asyncsim.scenario import ScenarioError
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -23,6 +24,7 @@ class _Commands(click.Group):
     """Turns errors that are the user's to mend into one line and an exit code; others keep their traceback."""
 
     def invoke(self, context: click.Context) -> Any:
+        from asyncsim.durations import SimulationError
         from asyncsim.results import ResultsError
         from asyncsim.trace import TraceError
 
@@ -31,6 +33,9 @@ class _Commands(click.Group):
         except (ScenarioError, ResultsError, TraceError) as error:
             click.echo(f"error: {error}", err=True)
             context.exit(BAD_INPUT)
+        except SimulationError as error:
+            click.echo(f"failed: {error}", err=True)
+            context.exit(FAILED)
         except BrokenPipeError:
             raise  # the reader of our output has gone; click knows what to do
         except OSError as error:
@@ -46,7 +51,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="asyncsim")
+@click.version_option(version=asyncsim.__version__, prog_name="asyncsim")
 def main() -> None:
     """A laboratory for asynchronous optimization: simulate a schedule, replay any method on it, compare with theory."""
 

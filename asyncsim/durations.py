@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -17,6 +18,10 @@ from asyncsim.spec import File, Floats, NonNegative, Positive, Spec, closest, na
 
 # Codes of the compiled sampler. The order is part of its table format.
 CONSTANT, EXPONENTIAL, SHIFTED_EXPONENTIAL, GAMMA, LOGNORMAL, PARETO, WEIBULL, UNIFORM, MIXTURE, EMPIRICAL = range(10)
+
+
+class SimulationError(RuntimeError):
+    """A simulation that cannot go on: an impossible duration, or nothing that can happen any more."""
 
 
 class HasMoments(Protocol):
@@ -97,7 +102,7 @@ class Law(Spec):
         probability = uniforms(seed, replica, worker, draws, purpose, index + 1)[:, index]
         times = np.asarray(self.quantile(probability), dtype=np.float64)
         if not np.all(np.isfinite(times) & (times >= 0)):
-            raise ValueError(f"the law {self!r} gave a duration that is negative or not finite")
+            raise SimulationError(f"the law {self!r} gave a duration that is negative or not finite")
         return times
 
 
@@ -357,7 +362,7 @@ class Empirical(Law):
             raise refuse("give either 'file' (with 'column') or 'values'")
         if self.values is not None and not self.values:
             raise refuse("'values' is empty: at least one duration is needed")
-        check_durations(self.sorted_values)
+        check_durations(self.sorted_values, source="values" if self.file is None else Path(self.file).name)
         return self
 
     @cached_property
@@ -394,11 +399,11 @@ class Empirical(Law):
         return [EMPIRICAL, float(self.sorted_values.size), *self.sorted_values.tolist()]
 
 
-def check_durations(values: np.ndarray) -> None:
+def check_durations(values: np.ndarray, *, source: str) -> None:
     """Refuse durations that are negative or not finite."""
     bad = ~(np.isfinite(values) & (values >= 0))
     if bad.any():
-        raise refuse(f"a duration is negative or not finite: {values[bad][0]}")
+        raise refuse(f"{source}: a duration is negative or not finite: {values[bad][0]:g}")
 
 
 class SciPy(Law):
@@ -426,7 +431,9 @@ class SciPy(Law):
             low, _ = self.distribution.support()
         except TypeError as error:
             raise refuse(f"scipy.stats.{self.name} does not take these args: {error}") from error
-        if not low >= 0:
+        if np.isnan(low):
+            raise refuse(f"scipy.stats.{self.name} does not take these args: {self.args}")
+        if low < 0:
             raise refuse(f"scipy.stats.{self.name} with these args can return negative times (from {low})")
         return self
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncsim import plots
+from asyncsim.documents import ScenarioError
 from asyncsim.export import has_timeline
 from asyncsim.prediction import staleness_law
 from asyncsim.results import SCENARIO
@@ -26,20 +27,29 @@ Picture = tuple[str, Callable[[Any], Any]]
 
 def draw_run(run: Run, folder: Path) -> list[Path]:
     """Draw a run's pictures into its folder: staleness over its theory, the loss, the workers' timeline."""
-    scenario = build(run.scenario or {}, folder=folder)
+    scenario = run.scenario or {}
     frame = run.trace.to_frame()
     unit = run.summary["time_unit"]
     chosen: list[Picture] = []
-    kept = frame[frame["update"] >= scenario.run.warmup]
+    kept = frame[frame["update"] >= scenario["run"]["warmup"]]
     if len(kept):
-        law = staleness_law(scenario, int(kept["staleness"].max()) + 1)
+        law = _law(scenario, int(kept["staleness"].max()) + 1)
         chosen.append(("staleness", lambda ax: plots.staleness_histogram(ax, kept, theory=law)))
     if run.metric_names:
         metric = run.metric_names[0]
         chosen.append(("loss", lambda ax: plots.loss(ax, run.metrics, metric=metric)))
     if has_timeline(run.trace):
         chosen.append(("timeline", lambda ax: plots.timeline(ax, frame, time_unit=unit)))
-    return _draw(chosen, folder, scenario.description)
+    return _draw(chosen, folder, scenario.get("description", ""))
+
+
+def _law(scenario: dict[str, Any], size: int) -> Any:
+    """Return the staleness law that theory gives; none where the cluster has parts of the user's own."""
+    schedule: dict[str, Any] = {key: scenario[key] for key in ("seed", "cluster", "policy", "run") if key in scenario}
+    try:
+        return staleness_law(build(schedule), size)
+    except ScenarioError:
+        return None
 
 
 def draw_sweep(folder: Path) -> list[Path]:

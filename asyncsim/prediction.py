@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
+
+import numpy as np
 
 from asyncsim import theory
 from asyncsim.durations import Constant, Exponential
@@ -51,9 +54,10 @@ def predict(scenario: Scenario) -> dict[str, float]:
     spectrum = _heavy_ball_spectrum(scenario)
     if spectrum is not None:
         method: Any = scenario.method
-        predictions["rate"] = theory.mean_square_rate(
-            cluster.size, spectrum, step=method.step, momentum=method.momentum
-        )
+        with contextlib.suppress(np.linalg.LinAlgError):  # numbers too large for the recursion
+            predictions["rate"] = theory.mean_square_rate(
+                cluster.size, spectrum, step=method.step, momentum=method.momentum
+            )
     return predictions
 
 
@@ -67,10 +71,13 @@ def best_momenta(scenario: Scenario) -> dict[str, float]:
     spectrum = _heavy_ball_spectrum(scenario)
     if spectrum is None:
         return {}
-    of_runs, of_the_mean = (
-        theory.optimal_momentum(spectrum, workers=scenario.workers, criterion=criterion)
-        for criterion in ("mean_square", "mean")
-    )
+    try:
+        of_runs, of_the_mean = (
+            theory.optimal_momentum(spectrum, workers=scenario.workers, criterion=criterion)
+            for criterion in ("mean_square", "mean")
+        )
+    except ValueError:  # a spectrum wider than numbers can tell (LinAlgError is one too)
+        return {}
     return {
         "best_momentum_mean_square": of_runs.momentum,
         "best_momentum_mean": of_the_mean.momentum,
@@ -151,7 +158,6 @@ def staleness_law(scenario: Scenario, size: int) -> Any:
     predictions = predict(scenario)
     if "momentum" not in predictions or scenario.cluster is None:
         return None
-    import numpy as np
 
     shift = int(scenario.cluster.server.reply == "before_apply")
     pmf = theory.staleness_pmf(predictions["momentum"], size)

@@ -92,7 +92,8 @@ class ProbabilityVector(StalenessLaw):
     @model_validator(mode="after")
     def _is_law(self) -> ProbabilityVector:
         if not self.probabilities or min(self.probabilities) < 0 or abs(sum(self.probabilities) - 1) > 1e-6:
-            raise refuse(f"probabilities must be non-negative and sum to 1, they sum to {sum(self.probabilities)}")
+            said = f"they sum to {sum(self.probabilities):g}, the least is {min(self.probabilities, default=0.0):g}"
+            raise refuse(f"probabilities must be non-negative and sum to 1; {said}")
         return self
 
     @property

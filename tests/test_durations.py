@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 
 from asyncsim import streams
-from asyncsim.durations import LAWS, AnyLaw, Law
+from asyncsim.durations import LAWS, AnyLaw, Law, SimulationError
 
 LEVEL = 1e-3
 SIZE = 20_000
@@ -236,7 +236,7 @@ class Backwards(Triangular):
 
 
 def test_negative_durations_are_an_error():
-    with pytest.raises(ValueError, match=r"Backwards.* gave a duration that is negative or not finite"):
+    with pytest.raises(SimulationError, match=r"Backwards.* gave a duration that is negative or not finite"):
         sample(Backwards())
 
 

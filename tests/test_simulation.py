@@ -18,7 +18,7 @@ from same import assert_same_trace, first_difference
 from scipy.optimize import brentq
 
 from asyncsim import policies, staleness, theory
-from asyncsim.durations import LAWS, Gamma
+from asyncsim.durations import LAWS, Gamma, SimulationError
 from asyncsim.policies import Policy
 from asyncsim.scenario import ScenarioError, build
 from asyncsim.sources import simulate
@@ -352,7 +352,7 @@ class NeverEnough(Policy):
 
 def test_a_cluster_that_stands_still_is_an_error():
     scenario = cluster(3).model_copy(update={"policy": NeverEnough()})
-    with pytest.raises(RuntimeError, match="replica 0 stands still at version 0"):
+    with pytest.raises(SimulationError, match="replica 0 stands still at version 0"):
         simulate(scenario)
 
 

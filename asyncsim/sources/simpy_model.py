@@ -15,7 +15,7 @@ import numpy as np
 import simpy
 
 from asyncsim import streams
-from asyncsim.durations import Constant, Law
+from asyncsim.durations import Constant, Law, SimulationError
 from asyncsim.network import Network
 from asyncsim.scenario import Scenario
 from asyncsim.sources.table import GradientTable
@@ -178,9 +178,9 @@ class ClusterModel:
         try:
             self.env.run(until=self.end)
         except RuntimeError as error:
-            if self.end.triggered:
+            if self.end.triggered or isinstance(error, SimulationError):
                 raise
-            raise RuntimeError(f"replica {self.replica} stands still at version {self.version}: {error}") from error
+            raise SimulationError(f"replica {self.replica} stands still at version {self.version}: {error}") from error
         return self.version
 
     # --- workers -----------------------------------------------------------------------------------------------------
