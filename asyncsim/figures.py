@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-#: Colours that stay apart for colour-blind readers (Okabe and Ito 2008), in the order of use.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+#: Colours that stay apart for colour-blind readers, in the order of use: those of Okabe and Ito (2008), three of Tol's.
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#332288"
+)  # fmt: skip
 GREY = "#8C8C8C"
 
 #: What a file of each kind must not say, so that equal pictures are equal files.

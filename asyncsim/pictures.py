@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from asyncsim import plots
 from asyncsim.documents import ScenarioError
@@ -66,7 +69,7 @@ def draw_sweep(folder: Path) -> list[Path]:
     paths = [*sweep.get("grid", {}), *(path for group in sweep.get("zip", []) for path in group)]
     tune = sweep.get("tune") or ()
     paths.sort(key=lambda path: path in ((tune,) if isinstance(tune, str) else tune))  # labels name what was compared
-    chosen = [*_over_workers(results, tuned, paths), *_regret(results, paths)]
+    chosen = [*_over_workers(results, tuned, paths), *_regret(results, paths, scenario)]
     chosen += [*_times(results, unit, tuned, paths), *_differences(tuned, paths, str(sweep.get("by")), unit)]
     if any((folder / CURVES).glob("*.parquet")):
         chosen += _curves(read_results(folder, CURVES), unit, tuned, paths)
@@ -117,7 +120,7 @@ def _optimum_frame(tuned: DataFrame, count: str, others: list[str]) -> DataFrame
     return pd.concat(parts, ignore_index=True)
 
 
-def _regret(results: DataFrame, paths: list[str]) -> Iterator[Picture]:
+def _regret(results: DataFrame, paths: list[str], scenario: dict[str, Any]) -> Iterator[Picture]:
     """Yield regret against updates, one line per delay, a picture for each value of what else is swept."""
     delay = "run.staleness.value"
     if "regret" not in results or delay not in results:
@@ -126,7 +129,10 @@ def _regret(results: DataFrame, paths: list[str]) -> Iterator[Picture]:
     others = [path for path in others if results.groupby(delay)[path].nunique(dropna=False).max() > 1]  # not with it
     frame = _labelled(results, others).rename(columns={delay: "delay"})
     for name in frame["label"].unique():
-        yield "_".join(["regret", *_words(name)]), _on(plots.regret, frame[frame["label"] == name])
+        rows = frame[frame["label"] == name]
+        # Strongly convex losses: regret grows like log T; others: like its root.
+        slope = None if scenario["problem"].get("loss") == "square" else 0.5
+        yield "_".join(["regret", *_words(name)]), partial(plots.regret, frame=rows, slope=slope)
 
 
 def _times(results: DataFrame, unit: str, tuned: DataFrame | None, paths: list[str]) -> Iterator[Picture]:
@@ -176,7 +182,7 @@ def _labelled(frame: DataFrame, paths: list[str]) -> DataFrame:
     """
     telling: list[str] = []
     for path in paths:
-        groups = [rows for _, rows in frame.groupby(telling, dropna=False)] if telling else [frame]
+        groups = [rows for _, rows in frame.groupby(telling, dropna=False, sort=False)] if telling else [frame]
         if any(rows[path].nunique(dropna=False) > 1 for rows in groups):
             telling.append(path)
     if not telling:
@@ -184,21 +190,23 @@ def _labelled(frame: DataFrame, paths: list[str]) -> DataFrame:
     if len(telling) == 1 and not _is_number(frame[telling[0]].iloc[0]):
         return frame.assign(label=frame[telling[0]].map(label))
     said = [frame[path].map(_named(path)) for path in telling]
-    return frame.assign(label=[", ".join(words) for words in zip(*said, strict=True)])
+    return frame.assign(label=[", ".join(filter(None, words)) for words in zip(*said, strict=True)])
 
 
 def _named(path: str) -> Callable[[Any], str]:
-    """Return how a value of this path is said in a label: a number with its name, a word alone."""
+    """Return how a value of this path is said in a label: a number with its name, a word alone, "yes" by its name."""
     name = path.rpartition(".")[2].replace("_", " ")
-    return lambda value: f"{name} {label(value)}" if _is_number(value) else label(value)
+
+    def said(value: Any) -> str:
+        if isinstance(value, bool | np.bool_):
+            return name if value else ""
+        return f"{name} {label(value)}" if _is_number(value) else label(value)
+
+    return said
 
 
 def _is_number(value: Any) -> bool:
     return not isinstance(value, str)
-
-
-def _on(plot: Callable[[Any, Any], Any], frame: DataFrame) -> Callable[[Any], Any]:
-    return lambda ax: plot(ax, frame)
 
 
 def _words(text: str) -> list[str]:

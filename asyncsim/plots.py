@@ -331,29 +331,32 @@ def optimum_sweep(ax: Axes, frame: DataFrame) -> Axes:
     return finish(ax, "workers $M$", "best explicit momentum")
 
 
-def regret(ax: Axes, frame: DataFrame, *, slope: float = 0.5) -> Axes:
-    """Draw regret against the number of updates on logarithmic axes, one line per delay, with a line of given slope.
+def regret(ax: Axes, frame: DataFrame, *, slope: float | None = 0.5) -> Axes:
+    """Draw regret against the number of updates, one line per delay.
 
-    `frame` has the columns updates, delay and regret, and may have `replica`: the line is then the mean. Points at
-    which that is not positive are left out.
+    `frame` has the columns updates, delay and regret, and may have `replica`: the line is then the mean. The axes are
+    logarithmic, with a line of the given slope, and points that are not positive are left out; with ``slope=None`` only
+    the updates are, so that logarithmic growth is a straight line.
     """
     frame = checked("regret", frame, "updates", "delay", "regret")
     table = frame.groupby(["delay", "updates"])["regret"].mean()
-    table = table[table > 0]
-    refuse_empty("regret", table, "no positive regret, so nothing to draw on logarithmic axes")
+    if slope is not None:
+        table = table[table > 0]
+        refuse_empty("regret", table, "no positive regret, so nothing to draw on logarithmic axes")
     delays = table.index.get_level_values("delay").unique()
     for delay, colour in zip(delays, ramp(len(delays)), strict=True):
         line = table.loc[delay]
         ax.plot(line.index, line.to_numpy(), color=colour, marker="o", markersize=4, label=f"{delay:g}")
-    x = table.index.get_level_values("updates").to_numpy(dtype=np.float64)
-    ends = np.array([x.min(), x.max()])
-    # Through the lowest line's first point, shifted down so that it covers none.
-    under = 0.7 * float(np.min(table.to_numpy() * (ends[0] / x) ** slope))
-    ax.plot(ends, under * (ends / ends[0]) ** slope, "--", color=GREY, label=f"slope {slope:g}")
     ax.set_xscale("log")
-    ax.set_yscale("log")
+    if slope is not None:
+        x = table.index.get_level_values("updates").to_numpy(dtype=np.float64)
+        ends = np.array([x.min(), x.max()])
+        # Through the lowest line's first point, shifted down so that it covers none.
+        under = 0.7 * float(np.min(table.to_numpy() * (ends[0] / x) ** slope))
+        ax.plot(ends, under * (ends / ends[0]) ** slope, "--", color=GREY, label=f"slope {slope:g}")
+        ax.set_yscale("log")
     finish(ax, "updates", "regret", legend=False)
-    ax.legend(title="delay (updates)", frameon=False)
+    ax.legend(title="delay (updates)", frameon=False, loc="upper left")
     return ax
 
 
@@ -376,4 +379,4 @@ def paired_differences(ax: Axes, frame: DataFrame, *, name: str = "final loss") 
     ax.set_yticks(range(len(frame)), [str(label) for label in frame["label"]])
     ax.invert_yaxis()
     note(ax, "mean of the paired differences and its 95 % interval; grey: cannot be told from none")
-    return finish(ax, f"difference in {name} to “{frame['label'].iloc[0]}”", "", grid="x", legend=False)
+    return finish(ax, f"difference in {name} to the first row", "", grid="x", legend=False)

@@ -259,7 +259,7 @@ def label(value: Any) -> str:
         return " ".join([name, *rest]).strip()
     if isinstance(value, list):
         return "[" + ", ".join(label(item) for item in value) + "]"
-    return str(value)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def read_results(out: str | Path, what: str = RESULTS) -> Any:
