@@ -100,7 +100,8 @@ def _over_workers(results: DataFrame, tuned: DataFrame | None, paths: list[str])
         frame = _labelled(fitted, others).drop_duplicates([count, *others])
         frame = frame.rename(columns={count: "workers", "momentum_low": "low", "momentum_high": "high"})
         if len(frame):
-            yield "momentum", lambda ax: plots.momentum_sweep(ax, frame)
+            several = frame["label"].nunique() > 1
+            yield "momentum", lambda ax: plots.momentum_sweep(ax, frame if several else frame.drop(columns="label"))
     if tuned is not None and "method.momentum" in tuned and count in tuned:
         best = _optimum_frame(tuned, count, [path for path in others if not path.startswith("method.")])
         yield "optimum", lambda ax: plots.optimum_sweep(ax, best)

@@ -313,16 +313,19 @@ def optimum_sweep(ax: Axes, frame: DataFrame) -> Axes:
     """Draw the best explicit momentum against the number of workers, one colour per label, one line per criterion.
 
     `frame` has the columns workers, momentum, criterion (such as "mean", "mean square") and label (such as "κ = 5"),
-    and may have low and high, an interval.
+    and may have low and high, an interval. The criterion "measured" is drawn as points.
     """
     frame = checked("optimum_sweep", frame, "workers", "momentum", "criterion", "label")
-    styles = dict(zip(frame["criterion"].unique(), ("-", "--", ":", "-."), strict=False))
+    lines = [criterion for criterion in frame["criterion"].unique() if criterion != "measured"]
+    styles = dict(zip(lines, ("-", "--", ":", "-."), strict=False))
     for label, colour, rows in groups_of(frame):
         for criterion, part in rows.groupby("criterion", sort=False):
             part = part.sort_values("workers")
             x, middle = part["workers"].to_numpy(), part["momentum"].to_numpy(dtype=np.float64)
-            style = styles.get(criterion, "-")
-            ax.plot(x, middle, style, color=colour, marker="o", markersize=4.5, label=f"{label}, {criterion}")
+            measured = criterion == "measured"
+            style, marker = ("", "o") if measured else (styles.get(criterion, "-"), "")
+            name = f"{label}, {criterion}".strip(", ")
+            ax.plot(x, middle, style, color=colour, marker=marker, markersize=6, label=name)
             if "low" in part and "high" in part:
                 ends = np.abs(part[["low", "high"]].to_numpy(dtype=np.float64) - middle[:, None]).T
                 ax.errorbar(x, middle, yerr=ends, fmt="none", ecolor=colour, capsize=3)

@@ -26,16 +26,18 @@ def predict(scenario: Scenario) -> dict[str, float]:
     (M − 1)/K. With "before_apply" and a server that takes no time, c = 0 for all three. Policies that accept only the
     current version have staleness 0.
 
-    `staleness_var`, `staleness_p99` and `momentum`, that is 1 − 1/M, are those of equal exponential workers, async,
-    without a network or server time (Mitliagkas et al. 2016, Theorem 3). `throughput`, in updates per time unit, is
+    `staleness_var`, `staleness_p99` and `implied_momentum`, that is 1 − 1/M, are those of equal exponential workers,
+    async, without a network or server time (Mitliagkas et al. 2016, Theorem 3); `momentum` is the total with the
+    method's own added. `throughput`, in updates per time unit, is
     that of Dutta et al. 2018 under the same condition on network and server. `rate`, of √E‖x − x*‖², is that of heavy
     ball with a constant step on a quadratic without noise, with such workers (`theory.mean_square_rate`).
 
     >>> import asyncsim
     >>> workers = [{"count": 16, "service": {"law": "exponential", "mean": 1.0}}]
     >>> scenario = asyncsim.scenario.build({"cluster": {"workers": workers}, "run": {"updates": 10}})
-    >>> {name: round(value, 4) for name, value in predict(scenario).items()}
-    {'staleness_mean': 15.0, 'staleness_var': 240.0, 'staleness_p99': 71.0, 'momentum': 0.9375, 'throughput': 16.0}
+    >>> predictions = predict(scenario)
+    >>> [predictions[name] for name in ("staleness_mean", "implied_momentum", "throughput")]
+    [15.0, 0.9375, 16.0]
     """
     cluster = scenario.cluster
     if scenario.run.source != "simulate" or cluster is None:
@@ -46,7 +48,10 @@ def predict(scenario: Scenario) -> dict[str, float]:
     if kind == "async" and instant and exponential_mean(cluster) is not None:
         law = theory.geometric_staleness(cluster.size, reply=cluster.server.reply)
         predictions["staleness_var"], predictions["staleness_p99"] = law.variance, float(law.quantile(0.99))
-        predictions["momentum"] = theory.implicit_momentum(cluster.size)
+        predictions["implied_momentum"] = theory.implicit_momentum(cluster.size)
+        explicit = getattr(scenario.method, "momentum", 0.0)
+        if not getattr(scenario.method, "nesterov", False):
+            predictions["momentum"] = predictions["implied_momentum"] + explicit
     if instant:
         throughput = _throughput(scenario, cluster, kind)
         if throughput is not None:
@@ -156,9 +161,9 @@ def _throughput(scenario: Scenario, cluster: Cluster, kind: Any) -> float | None
 def staleness_law(scenario: Scenario, size: int) -> Any:
     """Return P(τ = 0 … size − 1) where theory gives the whole law, else None."""
     predictions = predict(scenario)
-    if "momentum" not in predictions or scenario.cluster is None:
+    if "implied_momentum" not in predictions or scenario.cluster is None:
         return None
 
     shift = int(scenario.cluster.server.reply == "before_apply")
-    pmf = theory.staleness_pmf(predictions["momentum"], size)
+    pmf = theory.staleness_pmf(predictions["implied_momentum"], size)
     return np.concatenate([np.zeros(shift), pmf])[:size]

@@ -24,7 +24,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         ("staleness: mean", stale.get("mean"), theory.get("staleness_mean")),
         ("staleness: variance", stale.get("var"), theory.get("staleness_var")),
         ("staleness: 99th percentile", stale.get("p99"), theory.get("staleness_p99")),
-        ("momentum implied by staleness", summary.get("implied_momentum"), theory.get("momentum")),
+        ("momentum implied by staleness", summary.get("implied_momentum"), theory.get("implied_momentum")),
     ]
     fit = summary.get("momentum")
     if fit and "refused" not in fit:
@@ -82,7 +82,8 @@ def sweep_lines(scenario: Scenario, frame: Any, folder: Path) -> list[str]:
             best = pq.read_table(tuned).to_pandas()
             if best["mean"].isna().any():
                 lines += ["", "no best value where every cell diverged or missed the target in some replica"]
-            lines += ["", f"best by {scenario.sweep.by if scenario.sweep else ''}, with 95 % intervals:"]
+            by = str(scenario.sweep.by) if scenario.sweep else ""
+            lines += ["", f"best by {by}" + (", with 95 % intervals:" if by != "rate" else ":")]
             lines.append(best.to_string(index=False, float_format=shown))
             if best["at_edge"].any():
                 lines.append("a best value at the edge of its grid may not be the best there is: widen the grid")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from asyncsim import staleness, theory
+from asyncsim import estimates, staleness, theory
 from asyncsim.prediction import predict
 from asyncsim.runs import Run
 from asyncsim.scenario import Scenario, parse_condition
@@ -36,7 +36,10 @@ def summarise(scenario: Scenario, run: Run) -> dict[str, Any]:
         "engine": "simpy" if scenario.run.source == "simulate" else None,
     }
     if measured.size:
-        summary["implied_momentum"] = theory.momentum_from_mean_staleness(float(measured.mean()))
+        # Replying before applying adds one to every staleness, and nothing to the momentum.
+        early = scenario.cluster is not None and scenario.cluster.server.reply == "before_apply"
+        mean = max(float(measured.mean()) - early, 0.0)
+        summary["implied_momentum"] = theory.momentum_from_mean_staleness(mean)
     if trace.has_times:
         summary["time"] = float(np.mean(_end_times(trace)))
         summary["throughput"] = pooled_throughput(trace, warmup)
@@ -63,28 +66,28 @@ def summarise(scenario: Scenario, run: Run) -> dict[str, Any]:
 
 def run_estimates(scenario: Scenario, run: Run) -> dict[str, Any]:
     """Return the estimates that need all replicas: fitted momentum and decay rate, or why there is none."""
-    estimates: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     wanted = scenario.metrics.record
     for name in ("momentum", "rate"):
         if name not in wanted:
             continue
         if name == "momentum" and run.diverged:
-            estimates[name] = {"refused": str(run.diverged[0])}
+            found[name] = {"refused": str(run.diverged[0])}
             continue
         try:
             if name == "momentum":
                 assert run.iterates is not None
                 explicit = getattr(scenario.method, "momentum", 0.0)
                 gradient = scenario.problem.gradient  # type: ignore[union-attr]
-                fit: Any = staleness.fit_momentum(run.iterates, gradient, explicit=explicit, seed=scenario.seed)
+                fit: Any = estimates.fit_momentum(run.iterates, gradient, explicit=explicit, seed=scenario.seed)
             else:
-                fit = staleness.fit_rate(_up_to_divergence(run), seed=scenario.seed)
-            estimates[name] = vars(fit).copy()
-        except staleness.TooFewData as error:
-            estimates[name] = {**vars(error.estimate), "refused": str(error)}
+                fit = estimates.fit_rate(_up_to_divergence(run), seed=scenario.seed)
+            found[name] = vars(fit).copy()
+        except estimates.TooFewData as error:
+            found[name] = {**vars(error.estimate), "refused": str(error)}
         except ValueError as error:
-            estimates[name] = {"refused": str(error)}
-    return estimates
+            found[name] = {"refused": str(error)}
+    return found
 
 
 def _up_to_divergence(run: Run) -> Any:

@@ -14,7 +14,7 @@ PACKAGE = Path(asyncsim.__file__).parent
 LAYERS = [
     ["spec", "streams", "columns", "documents", "theory"],
     ["trace", "durations", "sampler", "staleness_laws", "slots"],
-    ["network", "policies", "staleness", "problems"],
+    ["network", "policies", "staleness", "estimates", "problems"],
     ["methods"],
     ["scenario"],
     ["schema", "prediction", "schedule", "measure", "runs", "results"],

@@ -16,9 +16,10 @@ from click.testing import CliRunner
 import asyncsim
 from asyncsim import scenario, theory
 from asyncsim.cli import main
+from asyncsim.estimates import TooFewData, fit_momentum, fit_rate
 from asyncsim.methods import SGD
 from asyncsim.problems import Quadratic
-from asyncsim.staleness import TooFewData, fit_momentum, fit_rate, histogram
+from asyncsim.staleness import histogram
 
 UPDATES = 120
 EXPONENTIAL = {"law": "exponential", "mean": 1.0}

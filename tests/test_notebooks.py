@@ -17,9 +17,9 @@ import asyncsim
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "analysis").glob("*.ipynb"))
 
-#: What a notebook may import: the public names of asyncsim, three of its modules, and what scientists have at hand.
+#: What a notebook may import: the public names of asyncsim, four of its modules, and what scientists have at hand.
 NAMES = {"asyncsim", *(f"asyncsim.{name}" for name in asyncsim.__all__)}
-MODULES = re.compile(r"(asyncsim\.(plots|staleness|theory)|numpy|pandas|matplotlib)(\.[a-z]\w*)*")
+MODULES = re.compile(r"(asyncsim\.(estimates|plots|staleness|theory)|numpy|pandas|matplotlib|seaborn)(\.[a-z]\w*)*")
 
 
 @pytest.fixture
