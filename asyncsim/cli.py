@@ -143,7 +143,7 @@ def _stage(name: str, total: int | None) -> Iterator[Callable[[int], Any]]:
 
     layout = "{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]" if total else "{desc} …"
     with tqdm(
-        total=total, desc=f"{name:<10}", unit_scale=True, bar_format=layout, file=sys.stderr, disable=None
+        total=total, desc=f"{name:<10}", unit_scale=True, bar_format=layout, file=sys.stderr, disable=None, ncols=78
     ) as bar:
         yield bar.update
 
