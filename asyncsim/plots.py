@@ -90,7 +90,7 @@ def staleness_histogram(
             ax.plot(
                 shown[: pmf.size],
                 pmf,
-                color=COLOURS[-1] if len(groups) == 1 else colour,
+                color="black" if len(groups) == 1 else colour,
                 linewidth=1.0 if few else 1.6,
                 linestyle="-" if len(groups) == 1 else "--",
                 marker="o" if few else "",
