@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def to_chrome(trace: Trace, path: str | Path, *, time_unit: str = "s") -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def chrome_events(trace: Trace, scale: float) -> Any:
+def chrome_events(trace: Trace, scale: float) -> Iterator[dict[str, Any]]:
     """Yield the events of the Chrome trace format, times multiplied by `scale`."""
     server = trace.workers
     for replica in trace.replicas.tolist():
