@@ -28,9 +28,9 @@ def predict(scenario: Scenario) -> dict[str, float]:
 
     `staleness_var`, `staleness_p99` and `implied_momentum`, that is 1 − 1/M, are those of equal exponential workers,
     async, without a network or server time (Mitliagkas et al. 2016, Theorem 3); `momentum` is the total with the
-    method's own added. `throughput`, in updates per time unit, is
-    that of Dutta et al. 2018 under the same condition on network and server. `rate`, of √E‖x − x*‖², is that of heavy
-    ball with a constant step on a quadratic without noise, with such workers (`theory.mean_square_rate`).
+    method's own added. `throughput`, in updates per time unit, is that of Dutta et al. 2018 under the same condition on
+    network and server. `rate`, of √E‖x − x*‖², is that of heavy ball with a constant step on a quadratic without noise,
+    with such workers (`theory.mean_square_rate`).
 
     >>> import asyncsim
     >>> workers = [{"count": 16, "service": {"law": "exponential", "mean": 1.0}}]
@@ -163,7 +163,6 @@ def staleness_law(scenario: Scenario, size: int) -> Any:
     predictions = predict(scenario)
     if "implied_momentum" not in predictions or scenario.cluster is None:
         return None
-
     shift = int(scenario.cluster.server.reply == "before_apply")
     pmf = theory.staleness_pmf(predictions["implied_momentum"], size)
     return np.concatenate([np.zeros(shift), pmf])[:size]
