@@ -17,6 +17,9 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     theory = summary["theory"]
     unit = summary["time_unit"]
     stale = summary["staleness"] or {}
+    # The number follows from the mean alone, which says nothing about the law; only theory tells that it is geometric.
+    geometric = "implied_momentum" in theory
+    implied = "momentum implied by staleness" if geometric else "momentum, were staleness geometric"
     rows: list[tuple[str, Any, Any]] = [
         ("updates", summary["updates"], None),
         (f"virtual time [{unit}]", summary["time"], None),
@@ -24,7 +27,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         ("staleness: mean", stale.get("mean"), theory.get("staleness_mean")),
         ("staleness: variance", stale.get("var"), theory.get("staleness_var")),
         ("staleness: 99th percentile", stale.get("p99"), theory.get("staleness_p99")),
-        ("momentum implied by staleness", summary.get("implied_momentum"), theory.get("implied_momentum")),
+        (implied, summary.get("implied_momentum"), theory.get("implied_momentum")),
     ]
     fit = summary.get("momentum")
     if fit and "refused" not in fit:
