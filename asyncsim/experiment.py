@@ -46,7 +46,7 @@ def run(
     out
         Run directory to write; nothing is written without it. `force` overwrites one.
     engine
-        "auto" or "simpy", instead of the scenario's own.
+        "auto", "compiled" or "simpy", instead of the scenario's own.
     record_iterates
         Keep every version in `run.iterates`.
     stage
@@ -61,7 +61,9 @@ def run(
         refuse_existing(Path(out), force=force)
     if scenario.sweep is not None:
         raise ScenarioError("this scenario has a [sweep]: use asyncsim.sweep.run_sweep, or the command `asyncsim run`")
-    trace = make_trace(scenario, engine=engine, stage=stage)
+    if engine is not None:
+        scenario = scenario.model_copy(update={"run": scenario.run.model_copy(update={"engine": engine})})
+    trace = make_trace(scenario, stage=stage)
     result = finish(scenario, trace, record_iterates=record_iterates, stage=stage)
     if out is not None:
         with folder_aside(out, force=force) as folder:
@@ -69,7 +71,7 @@ def run(
     return result
 
 
-def make_trace(scenario: Scenario, *, engine: str | None = None, stage: Stage = _silent) -> Trace:
+def make_trace(scenario: Scenario, *, stage: Stage = _silent) -> Trace:
     """Return a scenario's trace; where `stop_when` or the method decides on the way, a replay drives the simulation."""
     on_update = None
     if scenario.run.stop_when is not None or getattr(scenario.method, "makes_requests", False):
@@ -83,7 +85,7 @@ def make_trace(scenario: Scenario, *, engine: str | None = None, stage: Stage = 
         ).step
     total = None if scenario.run.updates is None else scenario.run.updates * scenario.run.replicas
     with stage("simulating", total) as progress:
-        return simulate(scenario, engine=engine, on_update=on_update, progress=progress)
+        return simulate(scenario, on_update=on_update, progress=progress)
 
 
 def finish(scenario: Scenario, trace: Trace, *, record_iterates: bool = False, stage: Stage = _silent) -> Run:

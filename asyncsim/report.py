@@ -52,6 +52,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         if measured is not None:
             expected = "" if predicted is None else shown(predicted)
             lines.append(f"{name:<34}{shown(measured):>12}  {expected:>10}".rstrip())
+    if summary.get("engine") == "simpy":
+        lines.append("simulated by the SimPy model, which is slower: it was asked for, or a law needs Python")
     for name in ("momentum", "rate"):
         if "refused" in summary.get(name, {}):
             lines.append(f"{name} not fitted: {summary[name]['refused']}")

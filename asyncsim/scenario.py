@@ -152,7 +152,7 @@ class RunSettings(Spec):
     """
 
     source: Literal["simulate", "synthetic", "trace"] = "simulate"
-    engine: Literal["auto", "simpy"] = "auto"
+    engine: Literal["auto", "compiled", "simpy"] = "auto"
     staleness: AnyStaleness | None = None
     trace: File | None = None
     updates: Annotated[int, Field(ge=1, le=MAX_UPDATES)] | None = None
@@ -393,8 +393,9 @@ class Scenario(Spec):
         return self.model_dump(mode="json", exclude_none=True)
 
     def sha256(self) -> str:
-        """Return the hash of the resolved scenario, its name and description left out."""
+        """Return the hash of what affects the answer: the resolved scenario without its name, description and engine."""
         data = {key: value for key, value in self.resolved().items() if key not in ("name", "description")}
+        data["run"] = {key: value for key, value in data["run"].items() if key != "engine"}
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 

@@ -11,6 +11,7 @@ from asyncsim import estimates, staleness, theory
 from asyncsim.prediction import predict
 from asyncsim.runs import Run
 from asyncsim.scenario import Scenario, parse_condition
+from asyncsim.sources import choose_engine
 from asyncsim.trace import STATUSES, Trace
 
 
@@ -33,7 +34,7 @@ def summarise(scenario: Scenario, run: Run) -> dict[str, Any]:
         "gradients": {status: int((trace["status"] == code).sum()) for code, status in enumerate(STATUSES)},
         "staleness": staleness.summary(measured) if measured.size else None,
         "theory": predict(scenario),
-        "engine": "simpy" if scenario.run.source == "simulate" else None,
+        "engine": choose_engine(scenario) if scenario.run.source == "simulate" else None,
     }
     if measured.size:
         # Replying before applying adds one to every staleness, and nothing to the momentum.

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from asyncsim.sources.simpy_model import OnUpdate
     from asyncsim.trace import Trace
 
+ENGINES = ("auto", "compiled", "simpy")
+
 #: Bytes of one coordinate in a message.
 BYTES_PER_COORDINATE = 8
 
@@ -30,7 +32,7 @@ def simulate(
     scenario
         From `asyncsim.load`.
     engine
-        "auto" or "simpy"; the scenario's own if left out.
+        "auto", "compiled" or "simpy"; the scenario's own if left out.
     replicas
         How many, or which ones: ``replicas=[5]`` makes replica 5 alone, the same as among others.
     on_update
@@ -47,13 +49,10 @@ def simulate(
     >>> round(float(trace.staleness().mean()), 1)
     3.0
     """
-    chosen = engine or scenario.run.engine
-    if chosen not in ("auto", "simpy"):
-        raise ScenarioError(f"engine: unknown engine '{chosen}'; allowed: auto, simpy")
     which = scenario.run.replicas if replicas is None else replicas
     identifiers = list(range(which)) if isinstance(which, int) else sorted(set(which))
     if scenario.run.source == "simulate":
-        return _simulate_cluster(scenario, identifiers, on_update, progress)
+        return _simulate_cluster(scenario, choose_engine(scenario, engine), identifiers, on_update, progress)
     if on_update is not None:
         raise ScenarioError(f"on_update needs run.source = 'simulate', not '{scenario.run.source}'")
     if scenario.run.source == "synthetic":
@@ -65,18 +64,36 @@ def simulate(
     return read_trace(str(scenario.run.trace))
 
 
-def _simulate_cluster(scenario: Scenario, identifiers: list[int], on_update: Any, progress: Any) -> Trace:
-    from asyncsim.sources.simpy_model import ClusterModel
-    from asyncsim.sources.table import GradientTable
+def choose_engine(scenario: Scenario, engine: str | None = None) -> str:
+    """Return the engine that simulates a scenario: "compiled" or "simpy".
 
-    assert scenario.cluster is not None
+    "auto" takes the compiled one unless a law can only be evaluated in Python; asking for the compiled one then is an
+    error that names the law.
+    """
+    from asyncsim.sources.compiled import what_it_cannot
+
+    asked = engine or scenario.run.engine
+    if asked not in ENGINES:
+        raise ScenarioError(f"engine: unknown engine '{asked}'; allowed: {', '.join(ENGINES)}")
+    cannot = None if asked == "simpy" else what_it_cannot(scenario)
+    if asked == "compiled" and cannot is not None:
+        raise ScenarioError(f"{cannot}: only Python can draw from this law, so use run.engine = 'simpy' (or 'auto')")
+    return "simpy" if asked == "simpy" or cannot is not None else "compiled"
+
+
+def _simulate_cluster(scenario: Scenario, engine: str, identifiers: list[int], on_update: Any, progress: Any) -> Trace:
+    from asyncsim.sources.table import TraceParts
+
+    if engine == "compiled":
+        from asyncsim.sources.compiled import run_replica
+    else:
+        from asyncsim.sources.simpy_model import run_replica
     coordinates = 1 if scenario.problem is None else scenario.problem.dimension
     message_bytes = BYTES_PER_COORDINATE * coordinates
-    table = GradientTable(None if scenario.cluster.network is None else message_bytes)
+    assert scenario.cluster is not None
+    parts = TraceParts(None if scenario.cluster.network is None else message_bytes)
     for replica in identifiers:
-        model = ClusterModel(scenario, replica, message_bytes=message_bytes, on_update=on_update, table=table)
-        updates = model.run()
-        table.close(replica, updates)
+        updates = run_replica(scenario, replica, message_bytes=message_bytes, on_update=on_update, parts=parts)
         if progress is not None:
             progress(updates)
-    return table.trace(seed=scenario.seed, workers=scenario.workers)
+    return parts.trace(seed=scenario.seed, workers=scenario.workers)

@@ -18,7 +18,7 @@ from asyncsim import streams
 from asyncsim.durations import Constant, Law, SimulationError
 from asyncsim.network import Network
 from asyncsim.scenario import Scenario
-from asyncsim.sources.table import GradientTable
+from asyncsim.sources.table import SettledGradients, TraceParts
 from asyncsim.trace import (
     APPLIED,
     APPLY,
@@ -126,14 +126,14 @@ class ClusterModel:
     """One replica of a scenario's cluster."""
 
     def __init__(
-        self, scenario: Scenario, replica: int, *, message_bytes: int, on_update: OnUpdate | None, table: GradientTable
+        self, scenario: Scenario, replica: int, *, message_bytes: int, on_update: OnUpdate | None, parts: TraceParts
     ):
         cluster, policy = scenario.cluster, scenario.policy
         assert cluster is not None
         self.replica = replica
         self.count = cluster.size
         self.env = Environment(self.count)
-        self.table = table
+        self.settled = SettledGradients(parts, replica)
         self.on_update = on_update
         self.last_update = scenario.run.updates
         self.last_time = float("inf") if scenario.run.time is None else scenario.run.time
@@ -181,6 +181,7 @@ class ClusterModel:
             if self.end.triggered or isinstance(error, SimulationError):
                 raise
             raise SimulationError(f"replica {self.replica} stands still at version {self.version}: {error}") from error
+        self.settled.close(self.version)
         return self.version
 
     # --- workers -----------------------------------------------------------------------------------------------------
@@ -330,8 +331,8 @@ class ClusterModel:
         self.version += 1
         request = "go" if self.on_update is None else self.on_update(self.rows(batch))
         if request == "stop":
-            self.table.event(self.replica, self.env.now, -1, "stop")
-        self.table.mark()
+            self.settled.events.append((self.env.now, "stop"))
+        self.settled.mark()
         if self.version == self.last_update or request == "stop":
             self.finish()
         elif request == "barrier":
@@ -378,7 +379,7 @@ class ClusterModel:
         """Start every worker from the current version once nothing is under way."""
         if not any(self.is_under_way(gradient) for gradient in self.latest):
             self.at_barrier = False
-            self.table.event(self.replica, self.env.now, -1, "barrier")
+            self.settled.events.append((self.env.now, "barrier"))
             self.send_to_all()
 
     def past_the_end(self) -> bool:
@@ -398,7 +399,7 @@ class ClusterModel:
         """Write the row of a gradient whose fate is settled now."""
         gradient.status = status
         gradient.apply_time = self.env.now
-        self.table.rows.append(gradient)
+        self.settled.rows.append(gradient)
 
     def rows(self, batch: list[Gradient]) -> UpdateRows:
         """Return the update just made, as `on_update` sees it."""
@@ -415,3 +416,10 @@ class ClusterModel:
             block=np.full(len(batch), -1),
             oldest_read=oldest,
         )
+
+
+def run_replica(
+    scenario: Scenario, replica: int, *, message_bytes: int, on_update: OnUpdate | None, parts: TraceParts
+) -> int:
+    """Run one replica to its end, add its rows to `parts`, and return its number of updates."""
+    return ClusterModel(scenario, replica, message_bytes=message_bytes, on_update=on_update, parts=parts).run()

@@ -1,4 +1,4 @@
-"""Collecting settled gradients into the columns of a trace."""
+"""Collecting the columns of a trace, replica by replica."""
 
 from __future__ import annotations
 
@@ -11,57 +11,76 @@ from asyncsim.trace import COLUMNS, TIMES, Trace, order_keys
 _FIELDS = ("worker", "draw", "read_version", "update", "status", *TIMES)
 
 
-class GradientTable:
-    """The rows of a trace under construction, replica by replica.
-
-    `rows` takes the settled gradients of the current replica in any order; `mark` notes that an update was made, after
-    which nothing settled and no event counts until the next update; `close` sorts the replica's rows and keeps their
-    columns.
-    """
+class TraceParts:
+    """The finished replicas of a trace under construction, and the events noted in them."""
 
     def __init__(self, message_bytes: int | None):
+        """Begin; `message_bytes` is what a message weighs on the wire, None where there is no wire."""
         self.message_bytes = message_bytes
-        self.rows: list[Any] = []
-        self.counted = 0
-        self.events_counted = 0
-        self.events: list[tuple[int, float, int, str]] = []
         self.parts: list[dict[str, np.ndarray]] = []
         self.replicas: list[int] = []
         self.updates: list[int] = []
-
-    def mark(self) -> None:
-        """Count everything settled and noted so far."""
-        self.counted = len(self.rows)
-        self.events_counted = len(self.events)
+        self.events: list[tuple[int, float, int, str]] = []
 
     def event(self, replica: int, time: float, worker: int, kind: str) -> None:
         """Note a barrier or a stop."""
         self.events.append((replica, time, worker, kind))
 
-    def close(self, replica: int, updates: int) -> None:
-        """End the replica with its last update."""
-        rows = self.rows[: self.counted]
-        del self.events[self.events_counted :]
-        part = {name: np.array([getattr(row, name) for row in rows], dtype=COLUMNS[name]) for name in _FIELDS}
-        part["replica"] = np.full(len(rows), replica, dtype=np.int32)
-        keys = order_keys(part)
-        assert keys is not None
-        order = np.lexsort(keys[::-1])
-        order = order[_no_draw_missing(part["worker"], part["draw"])[order]]
-        self.parts.append({name: column[order] for name, column in part.items()})
+    def add(self, replica: int, updates: int, part: dict[str, np.ndarray]) -> None:
+        """Add a replica: its columns, in order."""
         self.replicas.append(replica)
         self.updates.append(updates)
-        self.rows, self.counted = [], 0
+        self.parts.append({"replica": np.full(part["worker"].size, replica, dtype=np.int32), **part})
 
     def trace(self, *, seed: int, workers: int) -> Trace:
-        """Return the checked trace."""
-        columns = {name: np.concatenate([part[name] for part in self.parts]) for name in ("replica", *_FIELDS)}
+        """Return the checked trace. The parts are its own from now on."""
+        columns = {name: self._whole(name) for name in ("replica", *_FIELDS)}
         if self.message_bytes is not None:
             size = np.full(columns["worker"].size, self.message_bytes, dtype=np.int64)
             columns |= {"bytes_up": np.where(np.isnan(columns["done_time"]), 0, size), "bytes_down": size}
         return Trace(
-            columns, seed=seed, workers=workers, updates=self.updates, replicas=self.replicas, events=self.events
+            columns,
+            seed=seed,
+            workers=workers,
+            updates=self.updates,
+            replicas=self.replicas,
+            events=self.events,
+            copy=False,
         )
+
+    def _whole(self, name: str) -> np.ndarray:
+        """Return a column of all replicas; the parts let go of it, so that a long trace is not held twice."""
+        pieces = [part.pop(name) for part in self.parts]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+class SettledGradients:
+    """The gradients of one replica whose fate is settled, in any order.
+
+    What is settled, and what events are noted, after the last update does not count.
+    """
+
+    def __init__(self, parts: TraceParts, replica: int):
+        self.parts, self.replica = parts, replica
+        self.rows: list[Any] = []
+        self.events: list[tuple[float, str]] = []
+        self.counted = (0, 0)
+
+    def mark(self) -> None:
+        """Note that an update was made: everything so far counts."""
+        self.counted = (len(self.rows), len(self.events))
+
+    def close(self, updates: int) -> None:
+        """End the replica with its last update: sort its rows and hand them over."""
+        rows, events = self.rows[: self.counted[0]], self.events[: self.counted[1]]
+        part = {name: np.array([getattr(row, name) for row in rows], dtype=COLUMNS[name]) for name in _FIELDS}
+        keys = order_keys(part)
+        assert keys is not None
+        order = np.lexsort(keys[::-1])
+        order = order[_no_draw_missing(part["worker"], part["draw"])[order]]
+        for time, kind in events:
+            self.parts.event(self.replica, time, -1, kind)
+        self.parts.add(self.replica, updates, {name: column[order] for name, column in part.items()})
 
 
 def _no_draw_missing(worker: np.ndarray, draw: np.ndarray) -> np.ndarray:

@@ -1,0 +1,540 @@
+"""The compiled event loop: everything that the SimPy model does, under numba, with the same table as its result.
+
+It follows docs/trace.md step by step; `asyncsim.sources.simpy_model` is the definition, and tests compare the two bit
+for bit. The loop runs until the replica is over, until an update was made that somebody wants to see, or until its
+arrays are too small. Python then reacts and calls it again: all state lies in the arrays of `Memory`.
+
+Two liberties make it fast, neither visible in the table. An event that nothing can come between is not put on the heap:
+where no policy stops workers, a model's arrival, the computation and the passage over a link of the worker's own follow
+from one another, so only the last of them is an event. And the server's one pending update is kept beside the heap.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from asyncsim.sampler import duration
+from asyncsim.streams import LATENCY_DOWN, LATENCY_UP, SERVER, SERVICE
+from asyncsim.trace import APPLIED, ARRIVE, CANCELLED, COMPUTED, DISCARDED, HOP, RECEIVE
+
+# Why the loop returned.
+OVER, UPDATED, GROW, STILL = range(4)
+# Where it goes on when called again.
+START, NEXT_EVENT, AFTER_APPLY = range(3)
+# What `on_update` asked for.
+GO, BARRIER, STOP = range(3)
+# Whom an update is sent to.
+CONTRIBUTORS, LAST, EVERYONE = range(3)
+
+# Places in the vector of counters.
+(
+    VERSION,
+    ROWS,
+    HEAP,
+    TOP_EMPTY,
+    FREE,
+    HEAD,
+    PENDING,
+    JOBS,
+    UNDER_WAY,
+    AT_BARRIER,
+    BARRIERS,
+    PHASE,
+    SERVER_BUSY,
+    COUNTERS,
+) = range(14)
+# Places in the vector of times.
+NOW, BARRIER_LEFT, APPLIES_AT, CLOCKS = range(4)
+
+# What the column `update` holds while a gradient waits for its update. One that is not used holds −2 − version until
+# the end: it counts only if another update follows.
+WAITING = -(2**62)
+
+# An event's key orders simultaneous events: kind, then worker.
+_WORKER_BITS = 32
+_WORKER_MASK = (1 << _WORKER_BITS) - 1
+
+#: One gradient on its way. `hop` counts links up 0, 1, … and down −1, −2, …; a cancelled one has `version` −1.
+GRADIENT = np.dtype(
+    [
+        ("worker", "i8"),
+        ("draw", "i8"),
+        ("version", "i8"),
+        ("hop", "i8"),
+        ("read", "f8"),
+        ("start", "f8"),
+        ("done", "f8"),
+    ]
+)
+
+
+class Cluster(NamedTuple):
+    """What does not change while a replica runs."""
+
+    workers: int
+    laws: np.ndarray  # encoded laws, one after another
+    law_of: np.ndarray  # where each worker's law begins
+    server_law: np.ndarray
+    server_takes_time: bool
+    batch: int
+    limit: int  # largest staleness that is accepted
+    goes_on: bool
+    sends_to: int
+    cancels: bool
+    replies_before: bool
+    has_network: bool
+    up: np.ndarray  # links of all ways up, one way after another
+    up_of: np.ndarray  # where each worker's way up begins; one longer than there are workers
+    own_link: np.ndarray  # whether a worker's first link up is used by it alone
+    down: np.ndarray
+    down_of: np.ndarray
+    never_stops: bool  # no policy sends a model to a worker that computes
+    occupied: float  # time that a message occupies a link
+    latency_law: np.ndarray
+    last_update: int
+    last_time: float
+    reports: bool  # return after every update
+
+
+class Memory(NamedTuple):
+    """What changes: counters, clocks, the heap of events, gradients on their way, links, workers, rows that wait."""
+
+    counter: np.ndarray
+    clock: np.ndarray
+    heap_time: np.ndarray
+    heap_key: np.ndarray
+    heap_slot: np.ndarray
+    free_slot: np.ndarray
+    gradients: np.ndarray  # by slot
+    link_free: np.ndarray
+    link_delivered: np.ndarray
+    last_draw: np.ndarray
+    last_version: np.ndarray
+    under_way: np.ndarray
+    computing: np.ndarray  # the slot that a worker computes, −1 if idle
+    to_send: np.ndarray  # the workers that this handler sends the model to
+    pending: np.ndarray  # ring of the rows that wait for their update
+
+
+class Columns(NamedTuple):
+    """The rows written so far, in order of arrival."""
+
+    worker: np.ndarray
+    draw: np.ndarray
+    read_version: np.ndarray
+    update: np.ndarray
+    status: np.ndarray
+    read_time: np.ndarray
+    start_time: np.ndarray
+    done_time: np.ndarray
+    arrive_time: np.ndarray
+    apply_time: np.ndarray
+
+
+@njit(cache=True)
+def _tie(keys, slots, gradients, a, key, slot):  # type: ignore[no-untyped-def]
+    """Say whether the event at place a comes before (key, slot) of the same time: by kind and worker, then draw."""
+    if keys[a] != key:
+        return keys[a] < key
+    return gradients[slots[a]].draw < gradients[slot].draw
+
+
+@njit(cache=True)
+def _sift_down(counter, times, keys, slots, gradients, time, key, slot):  # type: ignore[no-untyped-def]
+    """Put an event at the top of the heap, and sink it to its place."""
+    size = counter[HEAP]
+    place = 0
+    while True:
+        child = 2 * place + 1
+        if child >= size:
+            break
+        earliest = times[child]
+        right = child + 1
+        if right < size:
+            other = times[right]
+            if other < earliest or (
+                other == earliest and _tie(keys, slots, gradients, right, keys[child], slots[child])
+            ):
+                child, earliest = right, other
+        if earliest > time or (earliest == time and not _tie(keys, slots, gradients, child, key, slot)):
+            break
+        times[place], keys[place], slots[place] = earliest, keys[child], slots[child]
+        place = child
+    times[place], keys[place], slots[place] = time, key, slot
+
+
+@njit(cache=True)
+def _push(counter, times, keys, slots, gradients, time, key, slot):  # type: ignore[no-untyped-def]
+    """Schedule an event; it takes the place of the one that was taken last, if that is still empty."""
+    if counter[TOP_EMPTY]:
+        counter[TOP_EMPTY] = 0
+        _sift_down(counter, times, keys, slots, gradients, time, key, slot)
+        return
+    place = counter[HEAP]
+    counter[HEAP] += 1
+    while place > 0:
+        parent = (place - 1) >> 1
+        before = times[parent]
+        if before < time or (before == time and _tie(keys, slots, gradients, parent, key, slot)):
+            break
+        times[place], keys[place], slots[place] = before, keys[parent], slots[parent]
+        place = parent
+    times[place], keys[place], slots[place] = time, key, slot
+
+
+@njit(cache=True)
+def _fill_top(counter, times, keys, slots, gradients):  # type: ignore[no-untyped-def]
+    """Close the gap that the event taken last has left."""
+    counter[TOP_EMPTY] = 0
+    counter[HEAP] -= 1
+    last = counter[HEAP]
+    if last > 0:
+        _sift_down(counter, times, keys, slots, gradients, times[last], keys[last], slots[last])
+
+
+@njit(cache=True)
+def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[no-untyped-def]
+    """Run the replica on; return why it stopped: OVER, UPDATED, GROW or STILL."""
+    (
+        workers,
+        laws,
+        law_of,
+        server_law,
+        server_takes_time,
+        batch,
+        limit,
+        goes_on,
+        sends_to,
+        cancels,
+        replies_before,
+        has_network,
+        up,
+        up_of,
+        own_link,
+        down,
+        down_of,
+        never_stops,
+        occupied,
+        latency_law,
+        last_update,
+        last_time,
+        reports,
+    ) = cluster
+    (
+        counter,
+        clock,
+        times,
+        keys,
+        slots,
+        free_slot,
+        gradients,
+        link_free,
+        link_delivered,
+        last_draw,
+        last_version,
+        under_way,
+        computing,
+        to_send,
+        pending,
+    ) = memory
+    (c_worker, c_draw, c_version, c_update, c_status, c_read, c_start, c_done, c_arrive, c_apply) = columns
+    mask = pending.size - 1
+    room = workers + 2
+    now = clock[NOW]
+    sending, sent = 0, 0  # the first `sending` entries of to_send are sent the model, `sent` of them have been
+    received = -1  # slot of a model that has reached its worker
+    start = now
+    moving = -1  # slot of a message that joins its next link
+    arrived = -1  # slot of a gradient that has reached the server
+    applies = False
+    after_apply = counter[PHASE] == AFTER_APPLY
+    to_all = counter[PHASE] == START
+    counter[PHASE] = NEXT_EVENT
+    while True:
+        # A message joins the next link of its way.
+        if moving >= 0:
+            g = gradients[moving]
+            worker, hop = g.worker, g.hop
+            if hop >= 0:
+                index, place, end = hop, up_of[worker] + hop, up_of[worker + 1]
+                link, purpose, kind = up[place], LATENCY_UP, ARRIVE
+                g.hop = hop + 1
+            else:
+                index = -1 - hop
+                place, end = down_of[worker] + index, down_of[worker + 1]
+                link, purpose, kind = down[place], LATENCY_DOWN, RECEIVE
+                g.hop = hop - 1
+            if place + 1 < end:
+                kind = HOP
+            link_free[link] = max(now, link_free[link]) + occupied
+            latency = duration(latency_law, seed, replica, worker, g.draw, purpose, index)
+            link_delivered[link] = max(link_delivered[link], link_free[link] + latency)
+            if kind == RECEIVE and never_stops and link_delivered[link] > now:
+                received, start = moving, link_delivered[link]
+            else:
+                key = (kind << _WORKER_BITS) | worker
+                _push(counter, times, keys, slots, gradients, link_delivered[link], key, moving)
+            moving = -1
+
+        # A model has reached its worker: a gradient under way there is cancelled, and a new one starts.
+        if received >= 0:
+            g = gradients[received]
+            worker = g.worker
+            old = computing[worker]
+            if old >= 0:
+                row = counter[ROWS]
+                counter[ROWS] += 1
+                o = gradients[old]
+                c_worker[row], c_draw[row], c_version[row] = worker, o.draw, o.version
+                c_update[row], c_status[row] = -2 - counter[VERSION], CANCELLED
+                c_read[row], c_start[row], c_done[row] = o.read, o.start, np.nan
+                c_arrive[row], c_apply[row] = np.nan, now
+                o.version = -1  # its event will release the slot
+            g.start = start
+            done = start + duration(laws[law_of[worker] :], seed, replica, worker, g.draw, SERVICE, 0)
+            time, kind = done, COMPUTED
+            computing[worker] = received
+            if never_stops and own_link[worker]:
+                # Nobody else uses the first link up, so the passage of the result is known before it is sent.
+                place = up_of[worker]
+                link = up[place]
+                free = max(done, link_free[link]) + occupied
+                latency = duration(latency_law, seed, replica, worker, g.draw, LATENCY_UP, 0)
+                delivered = max(link_delivered[link], free + latency)
+                if delivered > done:
+                    computing[worker] = -1
+                    g.done, g.hop = done, 1
+                    link_free[link], link_delivered[link] = free, delivered
+                    time, kind = delivered, ARRIVE if place + 1 == up_of[worker + 1] else HOP
+            if start > now and time == start:
+                # A gradient that takes no time must wait for its turn among the events of that moment.
+                computing[worker] = -1
+                kind = RECEIVE
+            _push(counter, times, keys, slots, gradients, time, (kind << _WORKER_BITS) | worker, received)
+            received = -1
+
+        # The server sends the current version to the next worker that it is for.
+        if sent < sending:
+            worker = to_send[sent]
+            sent += 1
+            counter[FREE] -= 1
+            slot = free_slot[counter[FREE]]
+            last_draw[worker] += 1
+            last_version[worker] = counter[VERSION]
+            if not under_way[worker]:
+                under_way[worker] = True
+                counter[UNDER_WAY] += 1
+            g = gradients[slot]
+            g.worker, g.draw, g.version, g.hop = worker, last_draw[worker], counter[VERSION], -1
+            g.read = now
+            if has_network and down_of[worker] < down_of[worker + 1]:
+                moving = slot
+            else:
+                received, start = slot, now
+            continue
+        sending, sent = 0, 0
+
+        if to_all:
+            to_all = False
+            if counter[AT_BARRIER]:
+                counter[AT_BARRIER] = 0
+                counter[BARRIERS] += 1
+                clock[BARRIER_LEFT] = now
+            sending = workers
+            for worker in range(workers):
+                to_send[worker] = worker
+            continue
+
+        # The server applies the oldest complete batch.
+        if applies:
+            applies = False
+            for place in range(counter[HEAD], counter[HEAD] + batch):
+                row = pending[place & mask]
+                c_update[row], c_status[row], c_apply[row] = counter[VERSION], APPLIED, now
+            counter[HEAD] += batch
+            counter[PENDING] -= batch
+            counter[JOBS] -= 1
+            counter[VERSION] += 1
+            if reports:
+                counter[PHASE] = AFTER_APPLY
+                return UPDATED
+            after_apply = True
+
+        # What follows an update: the end, a barrier, or replies.
+        if after_apply:
+            after_apply = False
+            if counter[VERSION] == last_update or request == STOP:
+                return OVER
+            if request == BARRIER:
+                for place in range(counter[HEAD], counter[HEAD] + counter[PENDING]):
+                    row = pending[place & mask]
+                    c_update[row], c_apply[row] = -2 - counter[VERSION], now
+                counter[HEAD] += counter[PENDING]
+                counter[PENDING] = 0
+                counter[JOBS] = 0
+                counter[AT_BARRIER] = 1
+                to_all = counter[UNDER_WAY] == 0
+            elif sends_to == EVERYONE:
+                to_all = True
+            elif not replies_before:
+                end = counter[HEAD]
+                for place in range(end - 1 if sends_to == LAST else end - batch, end):
+                    to_send[sending] = c_worker[pending[place & mask]]
+                    sending += 1
+            if cancels and not counter[AT_BARRIER]:
+                for worker in range(workers):
+                    if under_way[worker] and counter[VERSION] - last_version[worker] > limit:
+                        to_send[sending] = worker
+                        sending += 1
+            request = GO
+            continue
+
+        if server_takes_time and counter[JOBS] > 0 and counter[SERVER_BUSY] == 0:
+            counter[SERVER_BUSY] = 1
+            clock[APPLIES_AT] = now + duration(server_law, seed, replica, -1, counter[VERSION], SERVER, 0)
+
+        # The next event.
+        if counter[TOP_EMPTY]:
+            _fill_top(counter, times, keys, slots, gradients)
+        if (
+            counter[FREE] < room
+            or times.size - counter[HEAP] < room
+            or c_worker.size - counter[ROWS] < room
+            or pending.size - counter[PENDING] < 2 * batch + 2
+        ):
+            return GROW
+        if counter[SERVER_BUSY] and (counter[HEAP] == 0 or clock[APPLIES_AT] <= times[0]):
+            if clock[APPLIES_AT] > last_time:
+                return OVER
+            now = clock[APPLIES_AT]
+            clock[NOW] = now
+            counter[SERVER_BUSY] = 0
+            applies = True
+            continue
+        if counter[HEAP] == 0:
+            return STILL
+        if times[0] > last_time:
+            return OVER
+        now = times[0]
+        clock[NOW] = now
+        slot = slots[0]
+        kind, worker = keys[0] >> _WORKER_BITS, keys[0] & _WORKER_MASK
+        counter[TOP_EMPTY] = 1
+        if kind == COMPUTED:
+            g = gradients[slot]
+            if g.version < 0:
+                free_slot[counter[FREE]] = slot
+                counter[FREE] += 1
+                continue
+            g.done = now
+            computing[worker] = -1
+            if has_network and up_of[worker] < up_of[worker + 1]:
+                g.hop = 0
+                moving = slot
+                continue
+            arrived = slot
+        elif kind == ARRIVE:
+            arrived = slot
+        elif kind == HOP:
+            moving = slot
+            continue
+        else:
+            received, start = slot, now
+            continue
+
+        # A gradient has reached the server: discard it, collect it, or complete an update with it.
+        g = gradients[arrived]
+        version = g.version
+        latest = g.draw == last_draw[worker]
+        row = counter[ROWS]
+        counter[ROWS] += 1
+        c_worker[row], c_draw[row], c_version[row] = worker, g.draw, version
+        c_update[row], c_status[row] = -2 - counter[VERSION], DISCARDED
+        c_read[row], c_start[row], c_done[row], c_arrive[row], c_apply[row] = g.read, g.start, g.done, now, now
+        free_slot[counter[FREE]] = arrived
+        counter[FREE] += 1
+        if latest:
+            under_way[worker] = False
+            counter[UNDER_WAY] -= 1
+        if counter[AT_BARRIER]:
+            to_all = counter[UNDER_WAY] == 0
+        elif counter[VERSION] + counter[JOBS] - version > limit:
+            if sends_to != EVERYONE and latest:
+                to_send[0], sending = worker, 1
+        else:
+            c_update[row] = WAITING
+            pending[(counter[HEAD] + counter[PENDING]) & mask] = row
+            counter[PENDING] += 1
+            if counter[PENDING] - counter[JOBS] * batch < batch:
+                if goes_on:
+                    to_send[0], sending = worker, 1
+            else:
+                counter[JOBS] += 1
+                applies = not server_takes_time
+                if replies_before:
+                    end = counter[HEAD] + counter[PENDING]
+                    for place in range(end - 1 if sends_to == LAST else end - batch, end):
+                        to_send[sending] = c_worker[pending[place & mask]]
+                        sending += 1
+
+
+@njit(cache=True)
+def settle(memory, columns, version):  # type: ignore[no-untyped-def]
+    """Close a replica that ends with `version` updates: drop rows that do not count; return (rows, whether in order).
+
+    Dropped are gradients that wait for an update, those settled after the last one, and those settled while an earlier
+    draw of the same worker was not.
+    """
+    counter = memory.counter
+    unsettled = np.full(memory.last_draw.size, 2**62)
+    for place in range(counter[TOP_EMPTY], counter[HEAP]):
+        g = memory.gradients[memory.heap_slot[place]]
+        if g.version >= 0:
+            unsettled[g.worker] = min(unsettled[g.worker], g.draw)
+    rows = counter[ROWS]
+    for row in range(rows):
+        update = columns.update[row]
+        if update == WAITING or update == -2 - version:
+            worker = columns.worker[row]
+            unsettled[worker] = min(unsettled[worker], columns.draw[row])
+    kept = 0
+    in_order = True
+    for row in range(rows):
+        if columns.draw[row] >= unsettled[columns.worker[row]]:
+            continue
+        if kept < row:
+            columns.worker[kept], columns.draw[kept] = columns.worker[row], columns.draw[row]
+            columns.read_version[kept], columns.update[kept] = columns.read_version[row], columns.update[row]
+            columns.status[kept], columns.read_time[kept] = columns.status[row], columns.read_time[row]
+            columns.start_time[kept], columns.done_time[kept] = columns.start_time[row], columns.done_time[row]
+            columns.arrive_time[kept], columns.apply_time[kept] = columns.arrive_time[row], columns.apply_time[row]
+        if columns.update[kept] < 0:
+            columns.update[kept] = -1
+        if kept > 0:
+            in_order = in_order and _settled_at(columns, kept - 1) < _settled_at(columns, kept)
+        kept += 1
+    return kept, in_order
+
+
+@njit(cache=True)
+def _settled_at(columns, row):  # type: ignore[no-untyped-def]
+    """Return the time that orders a row: of its arrival, or of its end if it never arrived."""
+    time = columns.arrive_time[row]
+    return columns.apply_time[row] if np.isnan(time) else time
+
+
+@njit(cache=True)
+def oldest_read(memory, columns):  # type: ignore[no-untyped-def]
+    """Return the oldest version that a gradient under way or waiting was read at; the current one if there is none."""
+    counter = memory.counter
+    oldest = counter[VERSION]
+    for worker in range(memory.last_version.size):
+        if memory.under_way[worker]:
+            oldest = min(oldest, memory.last_version[worker])
+    mask = memory.pending.size - 1
+    for place in range(counter[HEAD], counter[HEAD] + counter[PENDING]):
+        oldest = min(oldest, columns.read_version[memory.pending[place & mask]])
+    return oldest
