@@ -7,7 +7,7 @@ the new model. `docs/trace.md` says what each of them means.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,8 @@ from asyncsim.spec import Count, Spec, named_field, refuse
 #: Accepts any staleness.
 UNLIMITED = 2**62
 
+SendsTo = Literal["contributors", "last", "everyone"]
+
 
 class Policy(Spec):
     """The four facts; a policy of your own derives from this class and says otherwise where it differs.
@@ -23,29 +25,18 @@ class Policy(Spec):
     This base is plain asynchrony: every gradient is an update, and its worker is sent the result.
     """
 
+    #: Largest staleness that is accepted; a staler gradient is discarded when it arrives.
+    staleness_limit: ClassVar[int] = UNLIMITED
+    #: Whether a worker whose gradient completes no batch is sent the current model at once, and may contribute twice.
+    goes_on: ClassVar[bool] = False
+    #: Who is sent the model after an update: all who contributed, the one who completed it, or all workers.
+    sends_to: ClassVar[SendsTo] = "contributors"
+    #: Whether workers whose gradient under way can no longer be accepted are sent the new model as well.
+    cancels: ClassVar[bool] = False
+
     def gradients_per_update(self, workers: int) -> int:
         """Return K, the number of gradients that one update is made of."""
         return 1
-
-    @property
-    def staleness_limit(self) -> int:
-        """Largest staleness that is accepted; a staler gradient is discarded when it arrives."""
-        return UNLIMITED
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether a worker whose gradient completes no batch is sent the current model at once."""
-        return False
-
-    @property
-    def sends_to(self) -> Literal["contributors", "last", "everyone"]:
-        """Who is sent the model after an update: all who contributed, the one who completed it, or all workers."""
-        return "contributors"
-
-    @property
-    def cancels(self) -> bool:
-        """Whether workers whose gradient under way can no longer be accepted are sent the new model as well."""
-        return False
 
     def check(self, workers: int, reply: str) -> None:
         """Refuse a number of workers or an order of replies that the policy cannot work with."""
@@ -82,20 +73,12 @@ class Sync(Policy):
     """Every update is the mean of one gradient from each worker, all of the same version."""
 
     kind: Literal["sync"] = "sync"
+    staleness_limit: ClassVar[int] = 0
+    sends_to: ClassVar[SendsTo] = "everyone"
 
     def gradients_per_update(self, workers: int) -> int:
         """Return M."""
         return workers
-
-    @property
-    def staleness_limit(self) -> int:
-        """Only the current version."""
-        return 0
-
-    @property
-    def sends_to(self) -> Literal["contributors", "last", "everyone"]:
-        """Every worker."""
-        return "everyone"
 
 
 class _KPolicy(Policy):
@@ -112,37 +95,17 @@ class KSync(_KPolicy):
     """The first `k` of M workers make the update; the others are stopped (Dutta et al. 2018)."""
 
     kind: Literal["k_sync"] = "k_sync"
-
-    @property
-    def staleness_limit(self) -> int:
-        """Only the current version."""
-        return 0
-
-    @property
-    def sends_to(self) -> Literal["contributors", "last", "everyone"]:
-        """Every worker."""
-        return "everyone"
+    staleness_limit: ClassVar[int] = 0
+    sends_to: ClassVar[SendsTo] = "everyone"
 
 
 class KBatchSync(_KPolicy):
     """The first `k` gradients of the current version, from any workers; the others are stopped (Dutta et al. 2018)."""
 
     kind: Literal["k_batch_sync"] = "k_batch_sync"
-
-    @property
-    def staleness_limit(self) -> int:
-        """Only the current version."""
-        return 0
-
-    @property
-    def goes_on(self) -> bool:
-        """A worker may contribute twice."""
-        return True
-
-    @property
-    def sends_to(self) -> Literal["contributors", "last", "everyone"]:
-        """Every worker."""
-        return "everyone"
+    staleness_limit: ClassVar[int] = 0
+    goes_on: ClassVar[bool] = True
+    sends_to: ClassVar[SendsTo] = "everyone"
 
 
 class KAsync(_KPolicy):
@@ -155,16 +118,8 @@ class KBatchAsync(_KPolicy):
     """The first `k` gradients from any workers make the update; a worker goes on at once (Dutta et al. 2018)."""
 
     kind: Literal["k_batch_async"] = "k_batch_async"
-
-    @property
-    def goes_on(self) -> bool:
-        """A worker may contribute twice."""
-        return True
-
-    @property
-    def sends_to(self) -> Literal["contributors", "last", "everyone"]:
-        """The worker that completed the batch; the others have been sent on already."""
-        return "last"
+    goes_on: ClassVar[bool] = True
+    sends_to: ClassVar[SendsTo] = "last"  # the others have been sent on already
 
 
 class Rennala(Policy):
@@ -172,25 +127,13 @@ class Rennala(Policy):
 
     kind: Literal["rennala"] = "rennala"
     batch: Count
+    staleness_limit: ClassVar[int] = 0
+    goes_on: ClassVar[bool] = True
+    sends_to: ClassVar[SendsTo] = "last"  # the others are never stopped
 
     def gradients_per_update(self, workers: int) -> int:
         """Return the size of the batch."""
         return self.batch
-
-    @property
-    def staleness_limit(self) -> int:
-        """Only the current version."""
-        return 0
-
-    @property
-    def goes_on(self) -> bool:
-        """A worker may contribute more than once."""
-        return True
-
-    @property
-    def sends_to(self) -> Literal["contributors", "last", "everyone"]:
-        """The worker that completed the batch; the others are never stopped."""
-        return "last"
 
 
 class Ringmaster(Policy):
@@ -205,12 +148,12 @@ class Ringmaster(Policy):
     on_stale: Literal["discard", "cancel"] = "discard"
 
     @property
-    def staleness_limit(self) -> int:
+    def staleness_limit(self) -> int:  # type: ignore[override]
         """Return max_staleness."""
         return self.max_staleness
 
     @property
-    def cancels(self) -> bool:
+    def cancels(self) -> bool:  # type: ignore[override]
         """Whether hopeless gradients are stopped."""
         return self.on_stale == "cancel"
 
