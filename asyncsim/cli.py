@@ -83,7 +83,10 @@ _seed_option = click.option("--seed", type=int, help="Use another seed.")
 @click.option("--force", is_flag=True, help="Overwrite a complete run.")
 @click.option("--quiet", is_flag=True, help="No progress, no summary.")
 def run(file: str, out: str | None, settings: tuple[str, ...], seed: int | None, force: bool, quiet: bool) -> None:
-    """Run a scenario file: trace, replay, summary, pictures. A [sweep] runs all its cells, or resumes."""
+    """Run a scenario file: trace, replay, summary, pictures.
+
+    A [sweep] runs all its cells, or goes on where it was stopped.
+    """
     from asyncsim.report import summary_lines
     from asyncsim.scenario import load
 
@@ -153,7 +156,7 @@ def _stage(name: str, total: int | None) -> Iterator[Callable[[int], Any]]:
 @_set_option
 @_seed_option
 def check(file: str, settings: tuple[str, ...], seed: int | None) -> None:
-    """Check a scenario file, and say what it would take: rows, memory, time."""
+    """Check a scenario file, and say how much it would take."""
     from asyncsim.report import check_lines
     from asyncsim.scenario import load
 
@@ -181,7 +184,10 @@ def plot(folder: str) -> None:
 @click.option("--format", "style", type=click.Choice(["csv", "chrome"]), default="csv", show_default=True)
 @click.option("-o", "--out", type=click.Path(), help="File to write; trace.csv or trace.json in the run if left out.")
 def export(folder: str, style: str, out: str | None) -> None:
-    """Export a run's trace: csv, or Chrome trace JSON, which Perfetto opens as a timeline."""
+    """Export a run's trace as csv, or as a timeline for Perfetto.
+
+    The timeline is Chrome trace JSON: open it at ui.perfetto.dev to see what every worker did when.
+    """
     from asyncsim import export as exports
     from asyncsim.results import ResultsError, open_run
 
@@ -198,7 +204,10 @@ def export(folder: str, style: str, out: str | None) -> None:
 
 @main.command()
 def schema() -> None:
-    """Print the JSON Schema of scenario files, for editors to complete and check."""
+    """Print the JSON Schema of scenario files.
+
+    With it, editors complete and check them.
+    """
     from asyncsim.schema import scenario_schema
 
     click.echo(json.dumps(scenario_schema(), indent=2))
@@ -206,7 +215,7 @@ def schema() -> None:
 
 @main.command("list")
 def list_names() -> None:
-    """List the laws, policies, problems, methods and topologies that a scenario may name."""
+    """List every name that a scenario may use, with its keys."""
     from asyncsim.report import name_lines
 
     click.echo("\n".join(name_lines()))

@@ -95,6 +95,20 @@ def test_a_scenario_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert run.final_iterates.shape == (scenario.run.replicas, scenario.problem.dimension)
 
 
+@pytest.mark.parametrize(
+    ("law", "said", "not_said"),
+    [
+        ({"law": "exponential", "mean": 1.0}, "momentum implied by staleness", "were staleness geometric"),
+        ({"law": "constant", "value": 1.0}, "momentum, were staleness geometric", "implied by staleness"),
+    ],
+)
+def test_a_momentum_is_implied_only_by_geometric_staleness(law: dict, said: str, not_said: str) -> None:
+    data = {"cluster": {"workers": [{"count": 4, "service": law}]}, "run": {"updates": 100}}
+    lines = "\n".join(report.summary_lines(asyncsim.run(build(data)).summary))
+    assert said in lines
+    assert not_said not in lines
+
+
 def test_stop_when_stops(tmp_path: Path) -> None:
     run = asyncsim.run(load(VALID / "stop_when.toml"), tmp_path / "run")
     assert (run.trace.updates < 1000).all()
@@ -379,6 +393,7 @@ def test_schema_is_json() -> None:
 def test_help_names_every_command() -> None:
     said = invoke("--help").stdout
     assert all(f"  {name} " in said for name in ("run", "check", "plot", "export", "schema", "list"))
+    assert "..." not in said.partition("Commands:")[2]  # each fits its line
     for command in ("run", "check", "plot", "export", "schema", "list"):
         assert invoke(command, "--help").exit_code == 0
 
