@@ -50,19 +50,18 @@ def _gamma(shape, seed, replica, worker, draw, purpose, index):  # type: ignore[
 
 
 @njit(cache=True)
-def duration(table, seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
-    """Return the duration of the encoded law `table` at an address (see `asyncsim.streams`)."""
-    place = 0
-    code = int(table[0])
+def _random_duration(table, place, seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
+    first = place
+    code = int(table[place])
     if code == MIXTURE:
         u = uniform(seed, replica, worker, draw, purpose, index + _CHOICE)
-        count = int(table[1])
+        count = int(table[first + 1])
         choice = 0
-        while choice < count - 1 and u >= table[2 + choice]:
+        while choice < count - 1 and u >= table[first + 2 + choice]:
             choice += 1
-        place = int(table[2 + count + choice])
+        place = first + int(table[first + 2 + count + choice])
         code = int(table[place])
-    if code == CONSTANT:
+    if code == CONSTANT:  # a mixture's
         return table[place + 1]
     if code == GAMMA:
         return table[place + 2] * _gamma(table[place + 1], seed, replica, worker, draw, purpose, index)
@@ -86,7 +85,16 @@ def duration(table, seed, replica, worker, draw, purpose, index):  # type: ignor
 
 
 @njit(cache=True)
+def duration(table, place, seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
+    """Return the duration of the law encoded in `table` from `place` on, at an address (see `asyncsim.streams`)."""
+    # A constant law is worth no call: this much is compiled into the event loop.
+    if table[place] == CONSTANT:
+        return table[place + 1]
+    return _random_duration(table, place, seed, replica, worker, draw, purpose, index)
+
+
+@njit(cache=True)
 def durations(table, seed, replica, worker, first_draw, purpose, index, out):  # type: ignore[no-untyped-def]
     """Fill `out` with the durations of consecutive draws, starting at `first_draw`."""
     for place in range(out.size):
-        out[place] = duration(table, seed, replica, worker, first_draw + place, purpose, index)
+        out[place] = duration(table, 0, seed, replica, worker, first_draw + place, purpose, index)
