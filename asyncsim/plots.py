@@ -323,9 +323,9 @@ def optimum_sweep(ax: Axes, frame: DataFrame) -> Axes:
             part = part.sort_values("workers")
             x, middle = part["workers"].to_numpy(), part["momentum"].to_numpy(dtype=np.float64)
             measured = criterion == "measured"
-            style, marker = ("", "o") if measured else (styles.get(criterion, "-"), "")
+            style, marker = ("none", "o") if measured else (styles.get(criterion, "-"), "")
             name = f"{label}, {criterion}".strip(", ")
-            ax.plot(x, middle, style, color=colour, marker=marker, markersize=6, label=name)
+            ax.plot(x, middle, linestyle=style, color=colour, marker=marker, markersize=6, label=name)
             if "low" in part and "high" in part:
                 ends = np.abs(part[["low", "high"]].to_numpy(dtype=np.float64) - middle[:, None]).T
                 ax.errorbar(x, middle, yerr=ends, fmt="none", ecolor=colour, capsize=3)
