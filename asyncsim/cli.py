@@ -19,18 +19,22 @@ from asyncsim.scenario import ScenarioError
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
+#: Failed cells that are named on the terminal.
+MOST_FAILURES = 10
+
 
 class _Commands(click.Group):
     """Turns errors that are the user's to mend into one line and an exit code; others keep their traceback."""
 
     def invoke(self, context: click.Context) -> Any:
         from asyncsim.durations import SimulationError
+        from asyncsim.executors import ExecutorError
         from asyncsim.results import ResultsError
         from asyncsim.trace import TraceError
 
         try:
             return super().invoke(context)
-        except (ScenarioError, ResultsError, TraceError) as error:
+        except (ScenarioError, ResultsError, TraceError, ExecutorError) as error:
             click.echo(f"error: {error}", err=True)
             context.exit(BAD_INPUT)
         except SimulationError as error:
@@ -75,6 +79,16 @@ _set_option = click.option(
 _seed_option = click.option("--seed", type=int, help="Use another seed.")
 
 
+def _shard(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """Return i and n of ``--shard i/n``."""
+    if text is None:
+        return None
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise click.BadParameter(f"must read I/N with 1 ≤ I ≤ N, such as 2/8; got '{text}'")
+    return int(i), int(n)
+
+
 @main.command()
 @click.argument("file", type=click.Path())
 @click.option("--out", type=click.Path(), help="Run directory to write; runs/NAME if left out.")
@@ -82,7 +96,13 @@ _seed_option = click.option("--seed", type=int, help="Use another seed.")
 @_seed_option
 @click.option("--force", is_flag=True, help="Overwrite a complete run.")
 @click.option("--quiet", is_flag=True, help="No progress, no summary.")
-def run(file: str, out: str | None, settings: tuple[str, ...], seed: int | None, force: bool, quiet: bool) -> None:
+@click.option("--jobs", type=click.IntRange(min=1), help="Worker processes for a sweep's cells; all cores if left out.")
+@click.option("--shard", callback=_shard, metavar="I/N", help="Run the I-th of N parts of a sweep, I = 1, …, N.")
+@click.option("--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True)
+@click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler to send cells to; a local cluster if left out.")
+def run(
+    file: str, out: str | None, settings: tuple[str, ...], seed: int | None, force: bool, quiet: bool, **parallel: Any
+) -> None:
     """Run a scenario file: trace, replay, summary, pictures.
 
     A [sweep] runs all its cells, or goes on where it was stopped.
@@ -94,8 +114,10 @@ def run(file: str, out: str | None, settings: tuple[str, ...], seed: int | None,
     folder = Path(out) if out is not None else Path("runs") / scenario.name
     stage = _no_stage if quiet else _stage
     if scenario.sweep is not None:
-        _run_sweep(scenario, folder, file, force, quiet, stage)
+        _run_sweep(scenario, folder, file, quiet, stage, force=force, **parallel)
         return
+    if parallel["shard"] or parallel["scheduler"] or parallel["executor"] != "local":
+        raise ScenarioError(f"{file}: has no [sweep], so there are no cells for --shard or --executor dask")
     from asyncsim.experiment import run as run_scenario
 
     result = run_scenario(scenario, folder, force=force, stage=stage)
@@ -112,21 +134,32 @@ def run(file: str, out: str | None, settings: tuple[str, ...], seed: int | None,
         sys.exit(FAILED)
 
 
-def _run_sweep(scenario: Any, folder: Path, file: str, force: bool, quiet: bool, stage: Any) -> None:
+def _run_sweep(scenario: Any, folder: Path, file: str, quiet: bool, stage: Any, **settings: Any) -> None:
     from asyncsim.pictures import draw_sweep
     from asyncsim.report import sweep_lines
-    from asyncsim.sweep import run_sweep
+    from asyncsim.sweep import failures, missing, run_sweep
 
     try:
-        frame = run_sweep(scenario, folder, name=file, force=force, stage=stage)
+        frame = run_sweep(scenario, folder, name=file, stage=stage, **settings)
     except KeyboardInterrupt:
         click.echo(f"interrupted; finished cells are kept. To resume, run the same again with --out {folder}", err=True)
         sys.exit(INTERRUPTED)
-    with stage("drawing", None):
-        draw_sweep(folder)
+    failed, to_come = failures(folder), missing(scenario, folder, name=file)
+    if len(frame) and not to_come:
+        with stage("drawing", None):
+            draw_sweep(folder)
     if not quiet:
-        click.echo("\n".join(sweep_lines(scenario, frame, folder)))
+        if len(frame):
+            click.echo("\n".join(sweep_lines(scenario, frame, folder)))
+        if to_come:
+            click.echo(f"\n{len(to_come)} cells of other shards are still to come")
         click.echo(f"\n{_listing(folder)}")
+    for failure in failed[:MOST_FAILURES]:
+        click.echo(f"failed: cell {failure['cell']}: {failure['reason']}", err=True)
+    if failed:
+        said = "s" * (len(failed) > 1)
+        click.echo(f"failed: {len(failed)} cell{said}, tracebacks in {folder}/failed; run again to try again", err=True)
+        sys.exit(FAILED)
 
 
 def _listing(folder: Path) -> str:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asyncsim import plots
+from asyncsim.cells import label
 from asyncsim.documents import ScenarioError
 from asyncsim.export import has_timeline
 from asyncsim.prediction import staleness_law
 from asyncsim.results import SCENARIO
 from asyncsim.runs import Run
 from asyncsim.scenario import build
-from asyncsim.sweep import CURVES, TUNED, label, read_results
+from asyncsim.sweep import CURVES, TUNED, read_results
 
 if TYPE_CHECKING:
     from pandas import DataFrame

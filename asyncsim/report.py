@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from asyncsim.results import read_trace
+from asyncsim.cost import cost
 from asyncsim.scenario import Scenario
-from asyncsim.sources import BYTES_PER_COORDINATE
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -106,49 +105,21 @@ def _is_shown(name: str, table: Any) -> bool:
     return differs and measured in table and not measured.endswith(HIDDEN)
 
 
-#: Rough costs on one core of a small machine, for the estimate of `asyncsim check` only.
-SECONDS_PER_GRADIENT, SECONDS_PER_UPDATE, SECONDS_PER_COORDINATE = 6e-6, 3e-5, 5e-9
-BYTES_PER_ROW = 80
-
-
 def check_lines(scenario: Scenario, *, name: str) -> list[str]:
     """Return what a scenario would take. These are estimates from means; nothing is run."""
     many = [scenario]
     lines = [f"{name}: valid"]
     if scenario.sweep is not None:
-        from asyncsim.sweep import cells
+        from asyncsim.cells import cells
 
         many = [cell.scenario for cell in cells(scenario, name=name)]
         lines.append(f"cells      {len(many):,}")
-    rows, memory, seconds = zip(*(_takes(one) for one in many), strict=True)
+    rows, memory, seconds = zip(*(cost(one) for one in many), strict=True)
     at_most = "at most" if any(one.run.stop_when for one in many) else "about"
     lines.append(f"rows       {at_most} {sum(rows):,.0f} gradients" + (" in all" if len(many) > 1 else ""))
     lines.append(f"memory     {at_most} {_bytes(max(memory))}" + (" for the largest cell" if len(many) > 1 else ""))
     lines.append(f"time       {at_most} {_duration(sum(seconds))} on one core")
     return lines
-
-
-def _takes(scenario: Scenario) -> tuple[float, float, float]:
-    """Return the expected number of gradients, bytes of memory, and seconds on one core."""
-    settings, policy = scenario.run, scenario.policy
-    per_update, replicas = float(policy.gradients_per_update(scenario.workers)), settings.replicas
-    if settings.source == "trace":
-        trace = read_trace(str(settings.trace))
-        rows, updates, replicas = float(len(trace)), float(trace.updates.sum()), trace.replicas.size
-    elif settings.source == "synthetic" or scenario.cluster is None:
-        rows = updates = float(settings.updates or 0) * replicas
-    else:
-        groups = [group for group in scenario.cluster.workers if group.service.mean > 0]
-        rate = sum(group.count / group.service.mean for group in groups)
-        by_time = math.inf if settings.time is None else settings.time * rate
-        rows = min((settings.updates or math.inf) * per_update, by_time) * replicas
-        updates = rows / per_update
-    dimension = 0 if scenario.problem is None else int(scenario.problem.dimension)
-    seconds = SECONDS_PER_GRADIENT * rows
-    if dimension:
-        seconds += SECONDS_PER_UPDATE * updates / replicas + SECONDS_PER_COORDINATE * dimension * updates
-    kept = dimension * ("momentum" in scenario.metrics.record) + ("rate" in scenario.metrics.record)
-    return rows, BYTES_PER_ROW * rows + BYTES_PER_COORDINATE * kept * updates, seconds
 
 
 def _bytes(count: float) -> str:

@@ -235,7 +235,8 @@ class Sweep(Spec):
     lists groups of paths that move together. `exclude` lists combinations to leave out. `tune` names swept
     paths whose best values are wanted for each combination of the others, judged `by` the final loss, suboptimality,
     distance, regret, the rate, or the time or updates to the target (the smaller the better). `search` gives every cell
-    its own best value, by the same measure, of one number of the method.
+    its own best value, by the same measure, of one number of the method. A cell that takes longer than `timeout`, in
+    seconds of the real clock, has failed.
     """
 
     grid: dict[str, Any] = Field(default_factory=dict)
@@ -246,6 +247,7 @@ class Sweep(Spec):
     by: Literal["loss", "suboptimality", "distance", "regret", "rate", "time_to_target", "updates_to_target"] | None = (
         None
     )
+    timeout: Positive | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -258,7 +260,7 @@ class Sweep(Spec):
             if not isinstance(axes, Mapping):
                 raise refuse(f"must be a table of axes, got {shown(axes)}", "grid")
         else:
-            own = {key: data[key] for key in data if key in ("zip", "exclude", "tune", "search", "by")}
+            own = {key: data[key] for key in data if key in ("zip", "exclude", "tune", "search", "by", "timeout")}
             axes = {key: data[key] for key in data if key not in own}
         return {**own, "grid": {key: _axis(key, values) for key, values in axes.items()}}
 

@@ -42,7 +42,7 @@ def scenario_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "asyncsim scenario"
     schema["properties"]["extends"] = {"type": "string", "description": "a scenario file to start from"}
-    # In a file the axes stand in [sweep] itself, beside zip, exclude, tune, search and by.
+    # In a file the axes stand in [sweep] itself, beside zip, exclude, tune, search, by and timeout.
     sweep = definitions["Sweep"]
     del sweep["properties"]["grid"]
     sweep["additionalProperties"] = {"description": "an axis: a list of values, or { start, stop, num }"}

@@ -1,26 +1,27 @@
-"""Sweeps: many cells from one scenario, each a point of a grid over dotted paths.
+"""Sweeps: every cell of a scenario with a [sweep], on all cores or on a cluster.
 
-Every cell has the scenario's own seed, so cells with the same cluster and policy replay on the very same schedule:
-differences between methods are paired. A finished cell is one file in `results.parquet/` (and one in
-`curves.parquet/`), written aside and renamed; running again skips what is there.
+A finished cell is one file in `results.parquet/` (and one in `curves.parquet/`), written aside and renamed; a failed
+one is a file in `failed/`, with its traceback. Running again skips what is finished. Which process ran
+which cell in which order leaves no mark: the bytes are the same.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import itertools
+import contextlib
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import os
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from asyncsim.documents import ScenarioError, set_path
+from asyncsim.cells import Cell, cells, schedule_key, shown
+from asyncsim.cost import cost
+from asyncsim.executors import ExecutorError, Outcomes, Task, cores, here
 from asyncsim.experiment import Stage, _silent, finish, make_trace
-from asyncsim.prediction import best_momenta, predict
+from asyncsim.prediction import predict
 from asyncsim.results import (
     PROVENANCE,
     SCENARIO,
@@ -33,167 +34,204 @@ from asyncsim.results import (
     write_json,
 )
 from asyncsim.runs import Run
-from asyncsim.scenario import Scenario, Sweep, build
-from asyncsim.search import best_value, check_search, shares, with_value
+from asyncsim.scenario import Scenario, Search, Sweep, build
 from asyncsim.staleness import summary as staleness_summary
 from asyncsim.staleness import throughput
 from asyncsim.summary import final_values, first_passage, run_estimates
+from asyncsim.tuning import best_cells, best_value, with_value
 
 if TYPE_CHECKING:
     from asyncsim.trace import Trace
 
-RESULTS, CURVES, TUNED = "results.parquet", "curves.parquet", "tuned.parquet"
+RESULTS, CURVES, TUNED, FAILED = "results.parquet", "curves.parquet", "tuned.parquet", "failed"
 
+#: Seconds of estimated work below which starting worker processes takes longer than they save.
+TINY = 3.0
 
-class Cell(NamedTuple):
-    """One point of a sweep: its place in the order of the file, the swept values, and the scenario they make."""
-
-    number: int
-    values: dict[str, Any]
-    scenario: Scenario
-
-    @property
-    def key(self) -> str:
-        """Name of the cell's files: its place and the hash of its scenario."""
-        return f"{self.number:05d}-{self.scenario.sha256()[:12]}"
-
-
-def cells(scenario: Scenario, *, name: str = "scenario") -> list[Cell]:
-    """Return the cells of a scenario's [sweep], each checked as a scenario of its own.
-
-    The grid's first path varies slowest; zip groups come after the grid. Raises `ScenarioError` naming the cell.
-    """
-    if scenario.sweep is None:
-        raise ScenarioError(f"{name}: has no [sweep]")
-    base = {key: value for key, value in scenario.resolved().items() if key != "sweep"}
-    found: list[Cell] = []
-    for values in combinations(scenario):
-        data = copy.deepcopy(base)
-        for path, value in values.items():
-            try:
-                set_path(data, path, value)
-            except KeyError as error:
-                raise ScenarioError(f"{name}: sweep: '{path}': {error.args[0]}") from None
-        said = ", ".join(f"{path} = {label(value)}" for path, value in values.items())
-        cell = build(data, name=f"{name}: sweep cell ({said})", folder=scenario.folder)
-        lack = _unjudged(cell, scenario.sweep.by)
-        if lack:
-            raise ScenarioError(f"{name}: sweep.by: '{scenario.sweep.by}' needs {lack}")
-        if scenario.sweep.search is not None and not found:
-            check_search(cell, scenario.sweep.search, name=name)
-        found.append(Cell(len(found), values, cell))
-    if not found:
-        raise ScenarioError(f"{name}: sweep: 'exclude' leaves no cell")
-    return found
-
-
-def _unjudged(cell: Scenario, by: str | None) -> str | None:
-    """Return what a cell lacks to be judged by this number."""
-    if by is None or by in cell.metrics.record:
-        return None
-    if by not in ("time_to_target", "updates_to_target"):
-        return f"metrics.record to list it; it lists {', '.join(cell.metrics.record)}"
-    if cell.metrics.target is None:
-        return "metrics.target"
-    synthetic = cell.run.source == "synthetic"
-    return "a clock, and a synthetic trace has none" if by == "time_to_target" and synthetic else None
-
-
-def combinations(scenario: Scenario) -> Iterator[dict[str, Any]]:
-    """Yield the swept values of each cell: the grid's product, the zip groups, less what is excluded."""
-    sweep = scenario.sweep
-    assert sweep is not None
-    axes: list[list[dict[str, Any]]] = [[{path: value} for value in values] for path, values in sweep.grid.items()]
-    for group in sweep.zip:
-        axes.append([dict(zip(group, row, strict=True)) for row in zip(*group.values(), strict=True)])
-    for parts in itertools.product(*axes):
-        values = {path: value for part in parts for path, value in part.items()}
-        if not any(all(values.get(path) == value for path, value in out.items()) for out in sweep.exclude):
-            yield values
+#: Values that a search tries, about.
+TRIED_BY_SEARCH = 15
 
 
 def run_sweep(
-    scenario: Scenario, out: str | Path, *, name: str = "scenario", force: bool = False, stage: Stage = _silent
+    scenario: Scenario,
+    out: str | Path,
+    *,
+    name: str = "scenario",
+    force: bool = False,
+    stage: Stage = _silent,
+    jobs: int | None = None,
+    executor: Literal["local", "dask"] = "local",
+    scheduler: str | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> Any:
     """Run every cell of a sweep that has no result yet; return the results as a DataFrame, one row per replica.
 
-    `out` may hold an unfinished sweep of the same scenario, which is resumed; a finished one needs `force`.
+    Parameters
+    ----------
+    scenario
+        From `asyncsim.load`, with a [sweep].
+    out
+        Folder to write. It may hold an unfinished sweep of the same scenario, which is resumed; a finished one needs
+        `force`. Cells that failed are in its `failed/` (see `failures`), and are tried again by the next start.
+    name
+        Stands in errors.
+    stage
+        A context manager (name, total) → function of progress; for progress bars.
+    jobs
+        Worker processes; all cores if left out, and none at all for a few seconds' work of our own code.
+    executor, scheduler
+        "dask" sends the cells to the cluster of this scheduler, or to one made here.
+    shard
+        (i, n): run only the i-th of n equal parts, i = 1, …, n.
     """
-    out = Path(out)
-    todo, sweep = cells(scenario, name=name), scenario.sweep
+    out = Path(out).absolute()
+    all_cells, sweep = cells(scenario, name=name), scenario.sweep
     assert sweep is not None
-    for file in {cell.scenario.run.trace for cell in todo}:
+    if force and shard is not None:
+        raise ResultsError(f"{out}: shards share this folder, so none of them may overwrite it: remove it by hand")
+    for file in {cell.scenario.run.trace for cell in all_cells}:
         if file is not None:
             read_trace(file)  # whatever is wrong with it is said before anything is written
-    _prepare(out, scenario, todo, force=force)
-    remaining = [cell for cell in todo if not (out / RESULTS / f"{cell.key}.parquet").exists()]
-    shared = ""
-    with stage("sweeping", len(todo)) as progress:
-        progress(len(todo) - len(remaining))
-        # Cells that share a schedule run one after another, so that it is simulated once.
-        for cell in sorted(remaining, key=lambda cell: (schedule_key(cell.scenario), cell.number)):
-            if schedule_key(cell.scenario) != shared:
-                shared = schedule_key(cell.scenario)
-                trace = make_trace(cell.scenario)
-                of_schedule = schedule_results(trace, cell.scenario.run.warmup)
-            key, found = cell.key, {}
-            if sweep.search is not None:
-                value = best_value(cell.scenario, sweep.search, str(sweep.by), trace)
-                found = {sweep.search.path: value}
-                cell = cell._replace(scenario=with_value(cell.scenario, sweep.search.path, value))
-            run = finish(cell.scenario, trace)
-            results = results_of(cell, run, of_schedule).assign(**found)
-            if run.metric_names:
-                write_frame(_labelled(cell, run.metrics), out / CURVES / f"{key}.parquet")
-            write_frame(_labelled(cell, results), out / RESULTS / f"{key}.parquet")
-            progress(1)
-    frame = read_results(out)
-    if sweep.tune is not None:
-        best = tuned(frame, sweep.tune, str(sweep.by))
-        if sweep.search is not None:
-            best = _with_searched(best, frame, sweep)
-        write_frame(_with_theory(best, todo, sweep), out / TUNED)
+    _prepare(out, scenario, force=force)
+    mine = all_cells if shard is None else part(all_cells, *shard)
+    remaining = [cell for cell in mine if not _finished(out, cell)]
+    whole = sweep.tune is None or (out / TUNED).exists()
+    if not remaining and shard is None and whole:
+        raise ResultsError(f"{out}: holds this sweep, complete; choose another --out, or redo it with --force")
+    _remove_leftovers(out, remaining)
+    if remaining:
+        (out / TUNED).unlink(missing_ok=True)
+    run = _executor(executor, scheduler, jobs, _are_harmless(remaining, sweep), sweep.timeout)
+    tasks = {cell.key: cell for cell in remaining}
+    try:
+        with (
+            stage("sweeping", len(mine)) as progress,
+            contextlib.closing(run([_task(cell, out, sweep.search, sweep.by) for cell in remaining])) as outcomes,
+        ):
+            progress(len(mine) - len(remaining))
+            for task, failure in outcomes:
+                record = out / FAILED / f"{task.key}.json"
+                if failure is None:
+                    record.unlink(missing_ok=True)
+                else:
+                    cell = tasks[task.key]
+                    about = {"cell": cell.key, "seed": cell.scenario.seed, "values": cell.values}
+                    write_json({**about, **failure._asdict()}, record)
+                progress(1)
+    finally:
+        _remove_leftovers(out, remaining)
+    with contextlib.suppress(OSError):
+        (out / FAILED).rmdir()  # where nothing failed, or nothing fails any more
+    frame = read_results(out, empty=True)
+    if sweep.tune is not None and len(frame) and all(_settled(out, cell) for cell in all_cells):
+        named = [({path: shown(value) for path, value in cell.values.items()}, cell.scenario) for cell in all_cells]
+        write_frame(best_cells(frame, sweep, named), out / TUNED)
     return frame
 
 
-def _with_searched(best: Any, frame: Any, sweep: Sweep) -> Any:
-    """Add the searched value of each best cell; one at an end of its range is at an edge too."""
-    search = sweep.search
-    assert search is not None
-    rows = frame[[*sweep.paths, search.path]].itertuples(index=False, name=None)
-    found = {tuple(combination): value for *combination, value in rows}
-    points = best[sweep.paths].itertuples(index=False, name=None)
-    best = best.assign(**{search.path: [found.get(point, np.nan) for point in points]})
-    outside = (best[search.path] < 1.01 * search.low) | (best[search.path] > search.high / 1.01)
-    return best.assign(at_edge=best["at_edge"].astype(bool) | outside)
+def _executor(
+    executor: str, scheduler: str | None, jobs: int | None, harmless: bool, timeout: float | None
+) -> Callable[[list[Task]], Outcomes]:
+    """Return what is to run the tasks."""
+    function = "asyncsim.sweep:CellRunner"
+    if jobs is not None and jobs < 1:
+        raise ExecutorError(f"--jobs: must be at least 1, got {jobs}")
+    if executor == "dask":
+        from asyncsim.executors.dask import dask
+
+        return lambda tasks: dask(function, tasks, jobs=jobs or cores(), timeout=timeout, scheduler=scheduler)
+    if scheduler is not None:
+        raise ExecutorError("--scheduler: is for --executor dask")
+    if jobs is None and timeout is None and harmless:
+        return lambda tasks: here(function, tasks)
+    from asyncsim.executors.local import local
+
+    return lambda tasks: local(function, tasks, jobs=jobs or cores(), timeout=timeout)
 
 
-def _with_theory(best: Any, todo: list[Cell], sweep: Sweep) -> Any:
-    """Add the best explicit momenta of theory where the momentum was tuned and theory knows them."""
-    chosen = (sweep.tune,) if isinstance(sweep.tune, str) else sweep.tune or ()
-    if "method.momentum" not in chosen:
-        return best
-    others = [path for path in sweep.paths if path not in chosen]
-    known: dict[tuple[Any, ...], dict[str, float]] = {}
-    for cell in todo:
-        combination = tuple(_shown(cell.values[path]) for path in others)
-        if combination not in known:
-            known[combination] = best_momenta(cell.scenario)
-    rows = [known[tuple(best[path].iloc[place] for path in others)] for place in range(len(best))]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return best.assign(**{name: [row.get(name, np.nan) for row in rows] for name in names})
+def _are_harmless(remaining: Sequence[Cell], sweep: Sweep) -> bool:
+    """Say whether cells are sure to take a few seconds; who knows what a user's own code does to its process."""
+    tries = TRIED_BY_SEARCH if sweep.search is not None else 1
+    seconds = 0.0
+    for cell in remaining:
+        if cell.scenario.run.source == "trace" or _names_own_code(cell.scenario.resolved()):
+            return False
+        seconds += tries * cost(cell.scenario).seconds
+        if seconds > TINY:
+            return False
+    return True
 
 
-def schedule_key(scenario: Scenario) -> str:
-    """Return the hash of what decides the trace: cells that agree in it share one."""
-    data = scenario.resolved()
-    decides = {key: data.get(key) for key in ("seed", "cluster", "policy", "run")}
-    network = scenario.cluster is not None and scenario.cluster.network is not None
-    if scenario.run.stop_when is not None or getattr(scenario.method, "makes_requests", False):
-        decides |= {key: data.get(key) for key in ("problem", "method", "metrics")}
-    elif network and scenario.problem is not None:
-        decides["dimension"] = scenario.problem.dimension
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+def _names_own_code(data: Any) -> bool:
+    """Say whether a scenario, as plain data, has parts of the user's own."""
+    if isinstance(data, Mapping):
+        own = any(":" in str(data.get(tag, "")) for tag in ("kind", "law", "set"))
+        return own or any(_names_own_code(value) for value in data.values())
+    return isinstance(data, list) and any(_names_own_code(value) for value in data)
+
+
+def part(all_cells: Sequence[Cell], i: int, n: int) -> list[Cell]:
+    """Return the i-th of n parts, i = 1, …, n, whose sizes differ by one at most; it depends on the cells alone.
+
+    The cells of one schedule stay together but where a cut falls, so that most schedules are simulated once.
+    """
+    if not 1 <= i <= n:
+        raise ResultsError(f"--shard: must be i/n with 1 ≤ i ≤ n, got {i}/{n}")
+    first: dict[str, int] = {}
+    for cell in all_cells:
+        first.setdefault(schedule_key(cell.scenario), cell.number)
+    ordered = sorted(all_cells, key=lambda cell: (first[schedule_key(cell.scenario)], cell.number))
+    return sorted(ordered[(i - 1) * len(ordered) // n : i * len(ordered) // n])
+
+
+# --- one cell ---
+
+
+def _task(cell: Cell, out: Path, search: Search | None, by: str | None) -> Task:
+    """Return what `CellRunner` needs to know of a cell, as plain data."""
+    data = {
+        "number": cell.number,
+        "values": cell.values,
+        "scenario": cell.scenario.resolved(),
+        "folder": os.path.abspath(cell.scenario.folder),
+        "out": str(out),
+        "search": None if search is None else search.model_dump(),
+        "by": by,
+    }
+    return Task(cell.key, schedule_key(cell.scenario), data)
+
+
+class CellRunner:
+    """Runs cells and writes their results; keeps the last schedule for the next cell that shares it."""
+
+    def __init__(self) -> None:
+        self._schedule = ""
+        self._trace: Trace
+        self._of_schedule: dict[str, Any]
+
+    def __call__(self, task: Mapping[str, Any]) -> None:
+        """Run the cell that `_task` described, unless it is finished."""
+        scenario = build(task["scenario"], folder=task["folder"])
+        cell, out, found = Cell(task["number"], task["values"], scenario), Path(task["out"]), {}
+        if _finished(out, cell):
+            return
+        schedule = schedule_key(scenario)
+        if schedule != self._schedule:
+            self._schedule = ""  # also where this fails
+            self._trace = make_trace(scenario)
+            self._of_schedule = schedule_results(self._trace, scenario.run.warmup)
+            self._schedule = schedule
+        key = cell.key
+        if task["search"] is not None:
+            search = Search.model_validate(task["search"])
+            value = best_value(scenario, search, str(task["by"]), self._trace)
+            found = {search.path: value}
+            cell = cell._replace(scenario=with_value(scenario, search.path, value))
+        run = finish(cell.scenario, self._trace)
+        results = results_of(cell, run, self._of_schedule).assign(**found)
+        if run.metric_names:
+            write_frame(_labelled(cell, run.metrics), out / CURVES / f"{key}.parquet")
+        write_frame(_labelled(cell, results), out / RESULTS / f"{key}.parquet")
 
 
 def results_of(cell: Cell, run: Run, of_schedule: dict[str, Any]) -> Any:
@@ -242,128 +280,79 @@ def _labelled(cell: Cell, frame: Any) -> Any:
     """Put the cell's swept values before the other columns."""
     for place, (path, value) in enumerate(cell.values.items()):
         name = path if path not in frame.columns else f"{path} (swept)"
-        frame.insert(place, name, _shown(value))
+        frame.insert(place, name, shown(value))
     return frame
 
 
-def _shown(value: Any) -> Any:
-    """Return a swept value as a table can hold it."""
-    return value if isinstance(value, str | int | float | bool) else label(value)
+# --- the folder ---
 
 
-def label(value: Any) -> str:
-    """Return a swept value in few words: the name of a table, the number itself."""
-    if isinstance(value, Mapping):
-        name = next((str(value[tag]) for tag in ("kind", "law", "set") if tag in value), "")
-        rest = [f"{key}={label(item)}" for key, item in value.items() if key not in ("kind", "law", "set")]
-        return " ".join([name, *rest]).strip()
-    if isinstance(value, list):
-        return "[" + ", ".join(label(item) for item in value) + "]"
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+def _finished(out: Path, cell: Cell) -> bool:
+    return (out / RESULTS / f"{cell.key}.parquet").exists()
 
 
-def read_results(out: str | Path, what: str = RESULTS) -> Any:
-    """Return the results (or, with ``what="curves.parquet"``, the curves) of a sweep's finished cells, in order."""
+def _settled(out: Path, cell: Cell) -> bool:
+    return _finished(out, cell) or (out / FAILED / f"{cell.key}.json").exists()
+
+
+def read_results(out: str | Path, what: str = RESULTS, *, empty: bool = False) -> Any:
+    """Return the results (or, with ``what="curves.parquet"``, the curves) of a sweep's finished cells, in order.
+
+    Where none is finished that is an error, unless it may be `empty`.
+    """
     import pandas as pd
     import pyarrow.parquet as pq
 
     files = sorted((Path(out) / what).glob("[0-9]*.parquet"))
-    if not files:
+    if not files and not empty:
         raise ResultsError(f"{out}: holds no finished cell")
-    return pd.concat([pq.read_table(file).to_pandas() for file in files], ignore_index=True)
+    frames = [pq.read_table(file).to_pandas() for file in files]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def failures(out: str | Path) -> list[dict[str, Any]]:
+    """Return what is known of a sweep's failed cells: cell, seed, values, reason, traceback."""
+    return [read_json(file) for file in sorted((Path(out) / FAILED).glob("[0-9]*.json"))]
+
+
+def missing(scenario: Scenario, out: str | Path, *, name: str = "scenario") -> list[Cell]:
+    """Return the cells of a sweep that have neither finished nor failed."""
+    out = Path(out)
+    return [cell for cell in cells(scenario, name=name) if not _settled(out, cell)]
 
 
 def _nameless(scenario: Mapping[str, Any]) -> dict[str, Any]:
     """Return what decides a sweep's results."""
-    return {key: value for key, value in scenario.items() if key not in ("name", "description")}
+    decides = {key: value for key, value in scenario.items() if key not in ("name", "description")}
+    sweep = {key: value for key, value in decides.get("sweep", {}).items() if key != "timeout"}
+    return {**decides, "sweep": sweep}
 
 
-def _prepare(out: Path, scenario: Scenario, todo: Iterable[Cell], *, force: bool) -> None:
-    """Make the sweep's folder, or find it as an earlier start of the same sweep left it."""
+def _prepare(out: Path, scenario: Scenario, *, force: bool) -> None:
+    """Make the sweep's folder, or find it as an earlier start, or another shard, of the same sweep left it."""
     resolved = scenario.resolved()
-    if (out / SCENARIO).is_file() and not force:
-        if _nameless(read_json(out / SCENARIO)) != _nameless(json.loads(json.dumps(resolved))):
-            raise ResultsError(f"{out}: holds another run or sweep; choose another --out, or overwrite it with --force")
-        tuned_too = scenario.sweep is None or scenario.sweep.tune is None or (out / TUNED).exists()
-        if tuned_too and all((out / RESULTS / f"{cell.key}.parquet").exists() for cell in todo):
-            raise ResultsError(f"{out}: holds this sweep, complete; choose another --out, or redo it with --force")
-        return
-    refuse_existing(out, force=force)
-    if out.exists():
-        shutil.rmtree(out)
-    (out / RESULTS).mkdir(parents=True)
-    write_json(provenance(), out / PROVENANCE)
-    write_json(resolved, out / SCENARIO)
+    if force or not (out / SCENARIO).is_file():
+        refuse_existing(out, force=force)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent) as aside:
+            new = Path(aside) / "new"
+            (new / RESULTS).mkdir(parents=True)
+            write_json(provenance(), new / PROVENANCE)
+            write_json(resolved, new / SCENARIO)
+            if force and out.exists():
+                os.replace(out, Path(aside) / "old")
+            try:
+                os.replace(new, out)
+            except OSError:
+                if not (out / SCENARIO).is_file():  # it is there where another shard was faster
+                    raise
+    if _nameless(read_json(out / SCENARIO)) != _nameless(json.loads(json.dumps(resolved))):
+        raise ResultsError(f"{out}: holds another run or sweep; choose another --out, or overwrite it with --force")
 
 
-def tuned(frame: Any, paths: str | tuple[str, ...], by: str) -> Any:
-    """Return each combination's best value of the tuned paths, its differences to the first combination's paired.
-
-    For every combination of the other swept values, the cell with the smallest mean of `by` among those in which no
-    replica diverged (or missed the target). The least of several noisy means is too small a mean, and the more so the
-    more values were tried. So, from four replicas on, every other replica chooses the best value and the others say
-    how good it is: `mean`, its 95 % interval (`low`, `high`), and the paired `difference` to the first combination that
-    has a best value, with its 95 % interval. Only a difference whose interval leaves out 0 has been found, and of
-    twenty such intervals one is expected to miss the truth. A rate is one number of all replicas: no interval.
-    `at_edge` says whether the best lies at an end of the tuned grid, where a better one may lie outside.
-
-    >>> import pandas as pd
-    >>> cells = {("sgd", 0.1): [5, 1, 5, 1], ("sgd", 0.2): [4, 2, 4, 2], ("other", 0.1): [3, 1, 3, 5]}
-    >>> rows = [(*cell, r, x, False) for cell, values in cells.items() for r, x in enumerate(values)]
-    >>> frame = pd.DataFrame(rows, columns=["method", "step", "replica", "loss", "diverged"])
-    >>> tuned(frame, "step", "loss")[["method", "step", "mean", "difference"]].values.tolist()
-    [['sgd', 0.2, 2.0, 0.0], ['other', 0.1, 3.0, 1.0]]
-    """
-    import pandas as pd
-
-    paths = (paths,) if isinstance(paths, str) else paths
-    swept = list(frame.columns[: list(frame.columns).index("replica")])
-    others = [path for path in swept if path not in paths]
-    rows = []
-    reference = None
-    groups = frame.groupby(others, sort=False, dropna=False) if others else [((), frame)]
-    for combination, group in groups:
-        scores = {}
-        for point, cell in group.groupby(list(paths), sort=False):
-            nothing = pd.Series(np.nan, cell.index)  # where every cell of a run's metric was refused there is no column
-            values = cell.sort_values("replica").get(by, nothing).to_numpy(dtype=float)
-            usable = not cell["diverged"].any() and np.isfinite(values).all()
-            if usable and not cell.get(f"{by}_refused", pd.Series([False])).any():
-                scores[point] = values
-        row = dict(zip(others, combination if isinstance(combination, tuple) else (combination,), strict=True))
-        if not scores:
-            rows.append({**row, **dict.fromkeys(paths), **dict.fromkeys(NUMBERS, np.nan), "at_edge": False})
-            continue
-        chosen_on, reported_on = shares(next(iter(scores.values())).size, by)
-        best = min(scores, key=lambda point: float(scores[point][chosen_on].mean()))
-        values = scores[best][reported_on]
-        reference = values if reference is None else reference
-        comparable = by != "rate" and reference.size == values.size
-        paired = _interval(values - reference) if comparable else (np.nan,) * 3
-        row |= dict(zip(paths, best, strict=True))
-        row |= dict(zip(NUMBERS, (*_interval(values), *paired), strict=True))
-        row["at_edge"] = any(_at_edge(value, group[path]) for value, path in zip(best, paths, strict=True))
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-#: What `tuned` says of each best value.
-NUMBERS = ("mean", "low", "high", "difference", "difference_low", "difference_high")
-
-
-def _at_edge(value: Any, tried: Any) -> bool:
-    """Say whether a number is the smallest or the largest of several; words have no order."""
-    numbers = tried.unique().tolist()
-    ordered = len(numbers) > 1 and all(isinstance(number, int | float) for number in numbers)
-    return ordered and value in (min(numbers), max(numbers))
-
-
-def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Return the mean and its 95 % interval by Student's t; no interval from one replica."""
-    from scipy.stats import t as student
-
-    mean = float(values.mean())
-    if values.size < 2:
-        return mean, np.nan, np.nan
-    half = float(student.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size))
-    return mean, mean - half, mean + half
+def _remove_leftovers(out: Path, mine: Collection[Cell]) -> None:
+    """Remove what was being written for these cells by processes that died. Other shards may be at work on others."""
+    names = {cell.key for cell in mine} | {Path(TUNED).stem}
+    for file in out.rglob(".*.partial"):
+        if file.name.split(".")[1] in names:
+            file.unlink(missing_ok=True)

@@ -12,15 +12,16 @@ PACKAGE = Path(asyncsim.__file__).parent
 
 #: Lower layers first; a module may import its own layer and those before it.
 LAYERS = [
-    ["spec", "streams", "columns", "documents", "theory"],
+    ["spec", "streams", "columns", "documents", "theory", "executors"],
     ["trace", "rules", "durations", "sampler", "staleness_laws", "slots"],
     ["network", "policies", "staleness", "estimates", "problems"],
     ["methods"],
     ["scenario"],
     ["schema", "prediction", "schedule", "measure", "runs", "results"],
     ["sources", "replay"],
-    ["summary", "experiment", "export"],
-    ["search"],
+    ["summary", "experiment", "export", "cost"],
+    ["tuning"],
+    ["cells"],
     ["sweep"],
     ["figures", "plots", "pictures", "report"],
     ["cli"],

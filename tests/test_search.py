@@ -11,8 +11,8 @@ from asyncsim.documents import ScenarioError
 from asyncsim.experiment import make_trace
 from asyncsim.replay import plan_of
 from asyncsim.scenario import Search, build
-from asyncsim.search import best_value, least, score, with_value
 from asyncsim.sweep import cells, run_sweep
+from asyncsim.tuning import best_value, least, score, with_value
 
 SEARCH = {"path": "method.step", "low": 0.05, "high": 0.6}
 

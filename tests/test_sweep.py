@@ -11,11 +11,14 @@ import pandas as pd
 import pytest
 
 from asyncsim import sweep as module
+from asyncsim import tuning
+from asyncsim.cells import cells, label, schedule_key
 from asyncsim.experiment import make_trace
 from asyncsim.report import sweep_lines
 from asyncsim.results import ResultsError
 from asyncsim.scenario import Scenario, build, load
-from asyncsim.sweep import cells, label, read_results, run_sweep, schedule_key, tuned
+from asyncsim.sweep import failures, read_results, run_sweep
+from asyncsim.tuning import tuned
 
 VALID = Path(__file__).parent / "cases" / "valid"
 
@@ -227,7 +230,9 @@ def test_a_sweep_that_lost_only_its_best_values_gets_them_again(tmp_path: Path) 
     assert contents(tmp_path) == before
 
 
-def test_a_cell_that_fails_while_it_is_written_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_that_fails_while_it_is_written_leaves_no_part_and_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pyarrow.parquet as pq
 
     write, written = pq.write_table, []
@@ -241,9 +246,11 @@ def test_a_cell_that_fails_while_it_is_written_leaves_no_part(tmp_path: Path, mo
 
     monkeypatch.setattr(pq, "write_table", full_disk)
     swept = scenario(SWEEP)
-    with pytest.raises(OSError, match="No space left"):
-        run_sweep(swept, tmp_path / "sweep")
-    assert len(list((tmp_path / "sweep" / "results.parquet").iterdir())) == 1
+    frame = run_sweep(swept, tmp_path / "sweep")
+    assert len(frame) == 2 * 5
+    assert [failure["reason"] for failure in failures(tmp_path / "sweep")] == [
+        "OSError: [Errno 28] No space left on device"
+    ]
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
     run_sweep(swept, tmp_path / "sweep")
     run_sweep(swept, tmp_path / "whole")
@@ -365,7 +372,7 @@ def test_several_paths_are_tuned_together() -> None:
 def test_intervals_cover_the_mean_as_often_as_they_say() -> None:
     """Means of 8 normal numbers: 95 % of Student's intervals hold the truth; half as wide ones must not."""
     numbers = np.random.default_rng(3).normal(2.0, 1.0, size=(2000, 8))
-    low, high = np.array([module._interval(values)[1:] for values in numbers]).T
+    low, high = np.array([tuning._interval(values)[1:] for values in numbers]).T
     covered = float(((low < 2.0) & (high > 2.0)).mean())
     assert abs(covered - 0.95) < 0.015
     middle, half = (low + high) / 2, (high - low) / 4

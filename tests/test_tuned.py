@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from asyncsim.sweep import tuned
+from asyncsim.tuning import tuned
 
 VALUES, REPLICAS = 10, 8
 

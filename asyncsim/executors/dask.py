@@ -1,0 +1,79 @@
+"""Tasks on a Dask cluster, wherever its workers are.
+
+Each task runs in a worker process beside the Dask worker, which `asyncsim.executors.local` starts, watches and ends
+there: a task that hangs, or exhausts the memory, is ended without harm to the Dask worker and the others' tasks. Dask
+itself sends tasks out, and sends them out again where a Dask worker or its machine is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from asyncsim.executors import ExecutorError, Failure, Outcomes, Task
+from asyncsim.executors.local import local
+
+#: Batches that each thread of the cluster gets, if all take equally long; with more, the last ones end together.
+BATCHES_PER_THREAD = 4
+
+
+def dask(
+    function: str, tasks: Sequence[Task], *, jobs: int, timeout: float | None = None, scheduler: str | None = None
+) -> Outcomes:
+    """Run tasks on the cluster of this scheduler, or on one of `jobs` workers made here; yield each as it ends.
+
+    Tasks of one group go out in batches. A batch whose Dask workers die again and again is taken apart, and what is
+    then lost in the same way has failed.
+    """
+    try:
+        from distributed import Client, LocalCluster, as_completed
+        from distributed.scheduler import KilledWorker
+    except ImportError:
+        raise ExecutorError("the executor 'dask' needs dask and distributed: pip install 'asyncsim[dask]'") from None
+
+    with contextlib.ExitStack() as stack:
+        if scheduler is None:
+            cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+            scheduler = stack.enter_context(cluster).scheduler_address
+        client = stack.enter_context(Client(scheduler, set_as_default=False))
+        threads = sum(client.nthreads().values())
+        wanted = BATCHES_PER_THREAD * threads if threads else len(tasks)  # perhaps its workers are still to come
+        sent: dict[str, list[Task]] = {}
+
+        def send(batch: list[Task]) -> Any:
+            future = client.submit(run_batch, function, batch, timeout, pure=False)
+            sent[future.key] = batch
+            return future
+
+        futures = as_completed([send(batch) for batch in batches(tasks, wanted)])
+        stack.callback(lambda: client.cancel(list(futures.futures)))
+        for future in futures:
+            batch = sent.pop(future.key)
+            error = future.exception()
+            if isinstance(error, KilledWorker):
+                if len(batch) > 1:
+                    for task in batch:
+                        futures.add(send([task]))
+                else:
+                    yield batch[0], Failure("its Dask workers died again and again", str(error))
+            elif error is not None:
+                raise error
+            else:
+                failures = dict(future.result())
+                for task in batch:
+                    yield task, failures[task.key] and Failure(*failures[task.key])
+
+
+def batches(tasks: Sequence[Task], wanted: int) -> list[list[Task]]:
+    """Cut the tasks of each group into batches, so that there are about as many as wanted."""
+    size = max(1, len(tasks) // wanted)
+    groups: dict[str, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault(task.group, []).append(task)
+    return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+
+
+def run_batch(function: str, batch: list[Task], timeout: float | None) -> list[tuple[str, Failure | None]]:
+    """Run a batch in one worker process beside the Dask worker that this is called in."""
+    return [(task.key, failure) for task, failure in local(function, batch, jobs=1, timeout=timeout)]
