@@ -46,8 +46,8 @@ class Run:
     """
 
     trace: Trace
-    final_iterates: np.ndarray
-    iterates: np.ndarray | None = None
+    final_iterates: np.ndarray = field(repr=False)
+    iterates: np.ndarray | None = field(default=None, repr=False)
     measurements: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     metric_names: tuple[str, ...] = ()
     diverged: tuple[Divergence, ...] = ()
