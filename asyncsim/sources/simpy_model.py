@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Generator
+from functools import partial
 from heapq import heappush
 from typing import Any
 
@@ -105,10 +106,12 @@ class Link:
 class AddressedDurations:
     """The durations of one worker's draws 0, 1, 2, …, fetched from the compiled sampler a block at a time."""
 
+    __slots__ = ("block", "first", "index", "law", "purpose", "replica", "seed", "worker")
+
     def __init__(self, law: Law, seed: int, replica: int, worker: int, purpose: int, index: int = 0):
         self.law = law
-        self.address = (seed, replica, worker)
-        self.use = {"purpose": purpose, "index": index}
+        self.seed, self.replica, self.worker = seed, replica, worker
+        self.purpose, self.index = purpose, index
         self.block: list[float] = []
         self.first = 0
 
@@ -117,8 +120,9 @@ class AddressedDurations:
         place = draw - self.first
         if place >= len(self.block):
             self.first, place = draw, 0
-            size = min(max(8, 2 * len(self.block)), 1024)
-            self.block = self.law.sample(*self.address, draw, size=size, **self.use).tolist()
+            size = min(max(32, 2 * len(self.block)), 1024)
+            address = (self.seed, self.replica, self.worker, draw)
+            self.block = self.law.sample(*address, size=size, purpose=self.purpose, index=self.index).tolist()
         return self.block[place]
 
 
@@ -210,7 +214,7 @@ class ClusterModel:
             else:
                 self.travel(gradient, self.up[me], self.latency_up[me], ARRIVE, self.arrive)
 
-    def receive(self, gradient: Gradient) -> None:
+    def receive(self, gradient: Gradient, _event: simpy.Event | None = None) -> None:
         """Take the model for this gradient from the network."""
         worker = gradient.worker
         overtaken = self.inbox[worker]
@@ -251,17 +255,25 @@ class ClusterModel:
         way: list[Link],
         latency: list[AddressedDurations],
         last_kind: int,
-        deliver: Callable[[Gradient], None],
+        deliver: Callable[..., None],
         hop: int = 0,
+        _event: simpy.Event | None = None,
     ) -> None:
-        """Carry a message over the rest of its way, link by link, then deliver it."""
-        if hop == len(way):
+        """Carry a message over the rest of its way, link by link, then deliver it.
+
+        Here, in `receive` and in `arrive` the last argument is what SimPy hands to a callback: the event.
+        """
+        if not way:
             deliver(gradient)
             return
-        time = way[hop].carry(self.env.now, self.occupied, latency[hop](gradient.draw))
-        kind = last_kind if hop + 1 == len(way) else HOP
-        event = self.env.at(time, kind, gradient.worker)
-        event.callbacks.append(lambda _: self.travel(gradient, way, latency, last_kind, deliver, hop + 1))
+        env = self.env
+        time = way[hop].carry(env.now, self.occupied, latency[hop](gradient.draw))
+        if hop + 1 == len(way):
+            then = partial(deliver, gradient)
+            env.at(time, last_kind, gradient.worker).callbacks.append(then)
+        else:
+            then = partial(self.travel, gradient, way, latency, last_kind, deliver, hop + 1)
+            env.at(time, HOP, gradient.worker).callbacks.append(then)
 
     # --- server ------------------------------------------------------------------------------------------------------
 
@@ -280,7 +292,7 @@ class ClusterModel:
         for worker in range(self.count):
             self.send(worker)
 
-    def arrive(self, gradient: Gradient) -> None:
+    def arrive(self, gradient: Gradient, _event: simpy.Event | None = None) -> None:
         """Take a gradient from the network: discard it, collect it, or complete an update with it."""
         if self.past_the_end():
             return
