@@ -46,7 +46,7 @@ def dask(
             sent[future.key] = batch
             return future
 
-        futures = as_completed([send(batch) for batch in batches(tasks, wanted)])
+        futures = as_completed([send(batch) for batch in batches(tasks, wanted)], loop=client.loop)
         stack.callback(lambda: client.cancel(list(futures.futures)))
         for future in futures:
             batch = sent.pop(future.key)
