@@ -11,7 +11,7 @@ from one another, so only the last of them is an event. And the server's one pen
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -22,7 +22,8 @@ from asyncsim.trace import APPLIED, ARRIVE, CANCELLED, COMPUTED, DISCARDED, HOP,
 
 # The loop only reads and writes arrays that its caller holds, so it can do without numba's reference counts, which
 # would take a third of its time. (`_nrt` is numba's own switch for that.)
-compiled = njit(**{"cache": True, "_nrt": False})
+_OPTIONS: Any = {"cache": True, "_nrt": False}
+compiled = njit(**_OPTIONS)
 
 # Why the loop returned.
 OVER, UPDATED, GROW, STILL = range(4)
