@@ -135,16 +135,17 @@ def run(
 
 
 def _run_sweep(scenario: Any, folder: Path, file: str, quiet: bool, stage: Any, **settings: Any) -> None:
+    from asyncsim.cells import label
     from asyncsim.pictures import draw_sweep
     from asyncsim.report import sweep_lines
-    from asyncsim.sweep import failures, missing, run_sweep
+    from asyncsim.sweep import run_sweep, state
 
     try:
         frame = run_sweep(scenario, folder, name=file, stage=stage, **settings)
     except KeyboardInterrupt:
         click.echo(f"interrupted; finished cells are kept. To resume, run the same again with --out {folder}", err=True)
         sys.exit(INTERRUPTED)
-    failed, to_come = failures(folder), missing(scenario, folder, name=file)
+    failed, to_come = state(scenario, folder, shard=settings["shard"])
     if len(frame) and not to_come:
         with stage("drawing", None):
             draw_sweep(folder)
@@ -152,10 +153,11 @@ def _run_sweep(scenario: Any, folder: Path, file: str, quiet: bool, stage: Any, 
         if len(frame):
             click.echo("\n".join(sweep_lines(scenario, frame, folder)))
         if to_come:
-            click.echo(f"\n{len(to_come)} cells of other shards are still to come")
+            click.echo(f"\n{to_come} cells of other shards are still to come")
         click.echo(f"\n{_listing(folder)}")
     for failure in failed[:MOST_FAILURES]:
-        click.echo(f"failed: cell {failure['cell']}: {failure['reason']}", err=True)
+        values = ", ".join(f"{path} = {label(value)}" for path, value in failure["values"].items())
+        click.echo(f"failed: cell {failure['cell']} ({values}): {failure['reason']}", err=True)
     if failed:
         said = "s" * (len(failed) > 1)
         click.echo(f"failed: {len(failed)} cell{said}, tracebacks in {folder}/failed; run again to try again", err=True)

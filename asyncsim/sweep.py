@@ -8,6 +8,7 @@ which cell in which order leaves no mark: the bytes are the same.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import tempfile
@@ -84,7 +85,7 @@ def run_sweep(
     shard
         (i, n): run only the i-th of n equal parts, i = 1, …, n.
     """
-    out = Path(out).absolute()
+    out = Path(out)
     all_cells, sweep = cells(scenario, name=name), scenario.sweep
     assert sweep is not None
     if force and shard is not None:
@@ -92,21 +93,23 @@ def run_sweep(
     for file in {cell.scenario.run.trace for cell in all_cells}:
         if file is not None:
             read_trace(file)  # whatever is wrong with it is said before anything is written
+    run = _executor(executor, scheduler, jobs, sweep.timeout)
     _prepare(out, scenario, force=force)
     mine = all_cells if shard is None else part(all_cells, *shard)
     remaining = [cell for cell in mine if not _finished(out, cell)]
     whole = sweep.tune is None or (out / TUNED).exists()
     if not remaining and shard is None and whole:
         raise ResultsError(f"{out}: holds this sweep, complete; choose another --out, or redo it with --force")
-    _remove_leftovers(out, remaining)
     if remaining:
         (out / TUNED).unlink(missing_ok=True)
-    run = _executor(executor, scheduler, jobs, _are_harmless(remaining, sweep), sweep.timeout)
-    tasks = {cell.key: cell for cell in remaining}
+    leftovers = {cell.key for cell in remaining} | ({Path(TUNED).stem} if shard is None else set())
+    _remove_leftovers(out, leftovers)
+    tasks = [_task(cell, out, sweep.search, sweep.by) for cell in remaining]
+    of_key = {cell.key: cell for cell in remaining}
     try:
         with (
             stage("sweeping", len(mine)) as progress,
-            contextlib.closing(run([_task(cell, out, sweep.search, sweep.by) for cell in remaining])) as outcomes,
+            contextlib.closing(run(tasks, _are_harmless(remaining, sweep))) as outcomes,
         ):
             progress(len(mine) - len(remaining))
             for task, failure in outcomes:
@@ -114,12 +117,12 @@ def run_sweep(
                 if failure is None:
                     record.unlink(missing_ok=True)
                 else:
-                    cell = tasks[task.key]
+                    cell = of_key[task.key]
                     about = {"cell": cell.key, "seed": cell.scenario.seed, "values": cell.values}
                     write_json({**about, **failure._asdict()}, record)
                 progress(1)
     finally:
-        _remove_leftovers(out, remaining)
+        _remove_leftovers(out, leftovers)
     with contextlib.suppress(OSError):
         (out / FAILED).rmdir()  # where nothing failed, or nothing fails any more
     frame = read_results(out, empty=True)
@@ -130,23 +133,29 @@ def run_sweep(
 
 
 def _executor(
-    executor: str, scheduler: str | None, jobs: int | None, harmless: bool, timeout: float | None
-) -> Callable[[list[Task]], Outcomes]:
-    """Return what is to run the tasks."""
+    executor: str, scheduler: str | None, jobs: int | None, timeout: float | None
+) -> Callable[[list[Task], bool], Outcomes]:
+    """Return what runs tasks: a function of them, and of whether they are few and sure to harm nobody."""
     function = "asyncsim.sweep:CellRunner"
     if jobs is not None and jobs < 1:
         raise ExecutorError(f"--jobs: must be at least 1, got {jobs}")
     if executor == "dask":
+        if importlib.util.find_spec("distributed") is None:
+            raise ExecutorError("--executor dask: needs dask and distributed: pip install 'asyncsim[dask]'")
         from asyncsim.executors.dask import dask
 
-        return lambda tasks: dask(function, tasks, jobs=jobs or cores(), timeout=timeout, scheduler=scheduler)
+        return lambda tasks, harmless: dask(function, tasks, jobs=jobs or cores(), timeout=timeout, scheduler=scheduler)
     if scheduler is not None:
         raise ExecutorError("--scheduler: is for --executor dask")
-    if jobs is None and timeout is None and harmless:
-        return lambda tasks: here(function, tasks)
-    from asyncsim.executors.local import local
 
-    return lambda tasks: local(function, tasks, jobs=jobs or cores(), timeout=timeout)
+    def run(tasks: list[Task], harmless: bool) -> Outcomes:
+        if harmless and jobs is None and timeout is None:
+            return here(function, tasks)
+        from asyncsim.executors.local import local
+
+        return local(function, tasks, jobs=jobs or cores(), timeout=timeout)
+
+    return run
 
 
 def _are_harmless(remaining: Sequence[Cell], sweep: Sweep) -> bool:
@@ -194,7 +203,7 @@ def _task(cell: Cell, out: Path, search: Search | None, by: str | None) -> Task:
         "values": cell.values,
         "scenario": cell.scenario.resolved(),
         "folder": os.path.abspath(cell.scenario.folder),
-        "out": str(out),
+        "out": os.path.abspath(out),
         "search": None if search is None else search.model_dump(),
         "by": by,
     }
@@ -311,14 +320,18 @@ def read_results(out: str | Path, what: str = RESULTS, *, empty: bool = False) -
 
 
 def failures(out: str | Path) -> list[dict[str, Any]]:
-    """Return what is known of a sweep's failed cells: cell, seed, values, reason, traceback."""
+    """Return what is known of a sweep's failed cells: cell (its key), seed, values, reason, traceback."""
     return [read_json(file) for file in sorted((Path(out) / FAILED).glob("[0-9]*.json"))]
 
 
-def missing(scenario: Scenario, out: str | Path, *, name: str = "scenario") -> list[Cell]:
-    """Return the cells of a sweep that have neither finished nor failed."""
-    out = Path(out)
-    return [cell for cell in cells(scenario, name=name) if not _settled(out, cell)]
+def state(
+    scenario: Scenario, out: str | Path, *, shard: tuple[int, int] | None = None
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the failures among the cells of a shard, and how many cells of the whole sweep have not been run yet."""
+    all_cells = cells(scenario)
+    mine = {cell.key for cell in (all_cells if shard is None else part(all_cells, *shard))}
+    failed = [failure for failure in failures(out) if failure["cell"] in mine]
+    return failed, sum(not _settled(Path(out), cell) for cell in all_cells)
 
 
 def _nameless(scenario: Mapping[str, Any]) -> dict[str, Any]:
@@ -333,16 +346,17 @@ def _prepare(out: Path, scenario: Scenario, *, force: bool) -> None:
     resolved = scenario.resolved()
     if force or not (out / SCENARIO).is_file():
         refuse_existing(out, force=force)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent) as aside:
+        place = out.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", suffix=".partial", dir=place.parent) as aside:
             new = Path(aside) / "new"
             (new / RESULTS).mkdir(parents=True)
             write_json(provenance(), new / PROVENANCE)
             write_json(resolved, new / SCENARIO)
-            if force and out.exists():
-                os.replace(out, Path(aside) / "old")
+            if force and place.exists():
+                os.replace(place, Path(aside) / "old")
             try:
-                os.replace(new, out)
+                os.replace(new, place)
             except OSError:
                 if not (out / SCENARIO).is_file():  # it is there where another shard was faster
                     raise
@@ -350,9 +364,8 @@ def _prepare(out: Path, scenario: Scenario, *, force: bool) -> None:
         raise ResultsError(f"{out}: holds another run or sweep; choose another --out, or overwrite it with --force")
 
 
-def _remove_leftovers(out: Path, mine: Collection[Cell]) -> None:
-    """Remove what was being written for these cells by processes that died. Other shards may be at work on others."""
-    names = {cell.key for cell in mine} | {Path(TUNED).stem}
+def _remove_leftovers(out: Path, names: Collection[str]) -> None:
+    """Remove what was being written under these names by processes that died. Other shards may be at work on others."""
     for file in out.rglob(".*.partial"):
         if file.name.split(".")[1] in names:
             file.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from asyncsim.cells import cells
 from asyncsim.executors import ExecutorError
 from asyncsim.results import ResultsError
 from asyncsim.scenario import Scenario, build
-from asyncsim.sweep import failures, part, read_results, run_sweep
+from asyncsim.sweep import failures, part, read_results, run_sweep, state
 
 TESTS = Path(__file__).parent
 
@@ -110,6 +110,7 @@ def test_processes_are_started_where_they_pay_or_protect(swept: Scenario, harmle
 def test_impossible_executors_are_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(ExecutorError, match=words):
         run_sweep(scenario(), tmp_path / "sweep", **settings)
+    assert not (tmp_path / "sweep").exists()
 
 
 # --- a poisoned cell ----------------------------------------------------------------------------------------------
@@ -129,7 +130,8 @@ def test_poisoned_cells_are_reported_and_cost_nothing_else(
     assert result.exit_code == 1
     poisoned = [cell for cell in cells(swept) if cell.values["problem.cell"] != 1]
     for cell in poisoned:
-        assert f"failed: cell {cell.key}: " in result.stderr
+        values = "problem.cell = {}, cluster.workers.0.count = {}".format(*cell.values.values())
+        assert f"failed: cell {cell.key} ({values}): " in result.stderr
         record = json.loads((out / "failed" / f"{cell.key}.json").read_text())
         assert (record["cell"], record["seed"], record["values"]) == (cell.key, 0, cell.values)
         if cell.values["problem.cell"] == 0:
@@ -418,6 +420,16 @@ def test_without_dask_the_error_says_what_to_install(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ExecutorError, match=r"pip install 'asyncsim\[dask\]'"):
         run_sweep(scenario(), tmp_path / "sweep", executor="dask")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_shard_answers_for_its_own_failures(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_are_harmless", lambda remaining, sweep: True)
+    place.set(cell1="raise")
+    for i in (1, 2, 3, 4):
+        run_sweep(disturbed(2), tmp_path / "sweep", shard=(i, 4))
+    assert [len(state(disturbed(2), tmp_path / "sweep", shard=(i, 4))[0]) for i in (1, 2, 3, 4)] == [0, 1, 0, 1]
+    assert state(disturbed(2), tmp_path / "sweep")[1] == 0
 
 
 @pytest.mark.parametrize(

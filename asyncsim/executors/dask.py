@@ -26,11 +26,8 @@ def dask(
     Tasks of one group go out in batches. A batch whose Dask workers die again and again is taken apart, and what is
     then lost in the same way has failed.
     """
-    try:
-        from distributed import Client, LocalCluster, as_completed
-        from distributed.scheduler import KilledWorker
-    except ImportError:
-        raise ExecutorError("the executor 'dask' needs dask and distributed: pip install 'asyncsim[dask]'") from None
+    from distributed import Client, LocalCluster, as_completed
+    from distributed.scheduler import KilledWorker
 
     with contextlib.ExitStack() as stack:
         if scheduler is None:
@@ -58,11 +55,12 @@ def dask(
                 else:
                     yield batch[0], Failure("its Dask workers died again and again", str(error))
             elif error is not None:
-                raise error
+                said = f"a Dask worker could not run cells: {type(error).__name__}: {error}"
+                raise ExecutorError(f"{said} (every worker needs the same asyncsim)") from error
             else:
                 failures = dict(future.result())
                 for task in batch:
-                    yield task, failures[task.key] and Failure(*failures[task.key])
+                    yield task, failures[task.key]
 
 
 def batches(tasks: Sequence[Task], wanted: int) -> list[list[Task]]:
