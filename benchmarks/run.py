@@ -7,6 +7,7 @@ results.md and results.png beside this file.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -57,20 +58,20 @@ def main(quick: bool) -> None:
     """Measure, print the table, and write results.md and results.png."""
     lines: list[Line] = []
 
-    def show(measured: list[Line]) -> None:
-        lines.extend(measured)
+    def show(measured: Iterator[Line]) -> None:
         for line in measured:
+            lines.append(line)
             click.echo(text(line))
 
     measured_at = commit()
     click.echo(f"{measured_at} on {machine()}")
     for part in (simulation.against_hand_written, simulation.against_numpy):
-        show(list(part(quick)))
+        show(part(quick))
     points = simulation.growth(quick)
-    show(list(simulation.of_growth(points)))
-    show(list(simulation.memory(quick, str(HERE))))
+    show(simulation.of_growth(points))
+    show(simulation.memory(quick, str(HERE)))
     for part in (replaying.many_replicas, replaying.one_large_model, starting.first_call):
-        show(list(part(quick)))
+        show(part(quick))
     read_only = list(starting.read_only_install())
     click.echo("\n".join(f"installed read-only, {line}" for line in read_only))
     if quick:
