@@ -14,8 +14,12 @@ from typing import Any
 from asyncsim.executors import ExecutorError, Failure, Outcomes, Task
 from asyncsim.executors.local import local
 
-#: Batches that each thread of the cluster gets, if all take equally long; with more, the last ones end together.
+#: Batches that each thread of the cluster gets if all take equally long: few, as each starts a process, and enough that
+#: all threads end at about the same time.
 BATCHES_PER_THREAD = 4
+
+#: Threads that a cluster is taken to have later, where it has none yet.
+THREADS_TO_COME = 64
 
 
 def dask(
@@ -23,8 +27,8 @@ def dask(
 ) -> Outcomes:
     """Run tasks on the cluster of this scheduler, or on one of `jobs` workers made here; yield each as it ends.
 
-    Tasks of one group go out in batches. A batch whose Dask workers die again and again is taken apart, and what is
-    then lost in the same way has failed.
+    Tasks go out in batches, those of one group together. A batch whose Dask workers die again and again is taken apart,
+    and what is then lost in the same way has failed.
     """
     from distributed import Client, LocalCluster, as_completed
     from distributed.scheduler import KilledWorker
@@ -34,8 +38,7 @@ def dask(
             cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
             scheduler = stack.enter_context(cluster).scheduler_address
         client = stack.enter_context(Client(scheduler, set_as_default=False))
-        threads = sum(client.nthreads().values())
-        wanted = BATCHES_PER_THREAD * threads if threads else len(tasks)  # perhaps its workers are still to come
+        threads = sum(client.nthreads().values()) or THREADS_TO_COME
         sent: dict[str, list[Task]] = {}
 
         def send(batch: list[Task]) -> Any:
@@ -43,7 +46,9 @@ def dask(
             sent[future.key] = batch
             return future
 
-        futures = as_completed([send(batch) for batch in batches(tasks, wanted)], loop=client.loop)
+        futures = as_completed(
+            [send(batch) for batch in batches(tasks, BATCHES_PER_THREAD * threads)], loop=client.loop
+        )
         stack.callback(lambda: client.cancel(list(futures.futures)))
         for future in futures:
             batch = sent.pop(future.key)
@@ -64,12 +69,10 @@ def dask(
 
 
 def batches(tasks: Sequence[Task], wanted: int) -> list[list[Task]]:
-    """Cut the tasks of each group into batches, so that there are about as many as wanted."""
-    size = max(1, len(tasks) // wanted)
-    groups: dict[str, list[Task]] = {}
-    for task in tasks:
-        groups.setdefault(task.group, []).append(task)
-    return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+    """Cut the tasks, one group after another, into as many batches as wanted; a group is cut where two batches meet."""
+    ordered = sorted(tasks, key=lambda task: task.group)
+    wanted = min(wanted, len(tasks))
+    return [ordered[i * len(tasks) // wanted : (i + 1) * len(tasks) // wanted] for i in range(wanted)]
 
 
 def run_batch(function: str, batch: list[Task], timeout: float | None) -> list[tuple[str, Failure | None]]:
