@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from asyncsim.measure import DEFAULT_POINTS
 from asyncsim.results import read_trace
 from asyncsim.scenario import Scenario
-from asyncsim.sources import BYTES_PER_COORDINATE
+from asyncsim.sources import BYTES_PER_COORDINATE, choose_engine
 
 #: Rough costs on one core of a small machine, for estimates only.
-SECONDS_PER_GRADIENT, SECONDS_PER_UPDATE, SECONDS_PER_COORDINATE = 6e-6, 3e-5, 5e-9
+SECONDS_PER_GRADIENT = {"compiled": 4e-7, "simpy": 6e-6}
+SECONDS_PER_UPDATE, SECONDS_PER_COORDINATE = 4e-5, 5e-9
+SECONDS_PER_PASS = 1e-4  # over a data set of the size of the built-in ones, for one metric of one replica
 BYTES_PER_ROW = 80
 
 
@@ -43,8 +46,13 @@ def cost(scenario: Scenario) -> Cost:
         rows = min((settings.updates or math.inf) * per_update, by_time) * replicas
         updates = rows / per_update
     dimension = 0 if scenario.problem is None else int(scenario.problem.dimension)
-    seconds = SECONDS_PER_GRADIENT * rows
+    engine = choose_engine(scenario) if settings.source == "simulate" else "compiled"
+    seconds = SECONDS_PER_GRADIENT[engine] * rows
     if dimension:
         seconds += SECONDS_PER_UPDATE * updates / replicas + SECONDS_PER_COORDINATE * dimension * updates
+    if getattr(scenario.problem, "dataset", None) is not None:
+        every = scenario.metrics.every
+        points = scenario.metrics.at_times or (updates / replicas / every if every else DEFAULT_POINTS)
+        seconds += SECONDS_PER_PASS * points * replicas * len(scenario.metrics.of_model)
     kept = dimension * ("momentum" in scenario.metrics.record) + ("rate" in scenario.metrics.record)
     return Cost(rows, BYTES_PER_ROW * rows + BYTES_PER_COORDINATE * kept * updates, seconds)

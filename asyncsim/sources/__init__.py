@@ -64,18 +64,27 @@ def simulate(
     return read_trace(str(scenario.run.trace))
 
 
+def only_in_python(scenario: Scenario) -> str | None:
+    """Return the law of a scenario that only Python can draw from, by its place; None if there is none."""
+    cluster = scenario.cluster
+    assert cluster is not None
+    laws = [(f"cluster.workers[{place}].service", group.service) for place, group in enumerate(cluster.workers)]
+    laws.append(("cluster.server.service", cluster.server.service))
+    if cluster.network is not None:
+        laws.append(("cluster.network.latency", cluster.network.latency))
+    return next((name for name, law in laws if law.table is None), None)
+
+
 def choose_engine(scenario: Scenario, engine: str | None = None) -> str:
     """Return the engine that simulates a scenario: "compiled" or "simpy".
 
     "auto" takes the compiled one unless a law can only be evaluated in Python; asking for the compiled one then is an
     error that names the law.
     """
-    from asyncsim.sources.compiled import what_it_cannot
-
     asked = engine or scenario.run.engine
     if asked not in ENGINES:
         raise ScenarioError(f"engine: unknown engine '{asked}'; allowed: {', '.join(ENGINES)}")
-    cannot = None if asked == "simpy" else what_it_cannot(scenario)
+    cannot = None if asked == "simpy" else only_in_python(scenario)
     if asked == "compiled" and cannot is not None:
         raise ScenarioError(f"{cannot}: only Python can draw from this law, so use run.engine = 'simpy' (or 'auto')")
     return "simpy" if asked == "simpy" or cannot is not None else "compiled"

@@ -23,17 +23,6 @@ _SENDS_TO = {
 _REQUESTS = {"go": event_loop.GO, "barrier": event_loop.BARRIER, "stop": event_loop.STOP}
 
 
-def what_it_cannot(scenario: Scenario) -> str | None:
-    """Return the part of a scenario that only Python can evaluate, None if there is none."""
-    cluster = scenario.cluster
-    assert cluster is not None
-    laws = [(f"cluster.workers[{place}].service", group.service) for place, group in enumerate(cluster.workers)]
-    laws.append(("cluster.server.service", cluster.server.service))
-    if cluster.network is not None:
-        laws.append(("cluster.network.latency", cluster.network.latency))
-    return next((name for name, law in laws if law.table is None), None)
-
-
 def run_replica(
     scenario: Scenario,
     replica: int,
