@@ -16,6 +16,9 @@ SECONDS_PER_UPDATE, SECONDS_PER_COORDINATE = 4e-5, 5e-9
 SECONDS_PER_PASS = 1e-4  # over a data set of the size of the built-in ones, for one metric of one replica
 BYTES_PER_ROW = 80
 
+#: Values that the search of a sweep tries in each cell, about.
+TRIED_BY_SEARCH = 15
+
 
 class Cost(NamedTuple):
     """Expected number of gradients (rows of the trace), bytes of memory, and seconds on one core."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from asyncsim.cost import cost
+from asyncsim.cost import TRIED_BY_SEARCH, cost
 from asyncsim.scenario import Scenario
 
 
@@ -118,7 +118,8 @@ def check_lines(scenario: Scenario, *, name: str) -> list[str]:
     at_most = "at most" if any(one.run.stop_when for one in many) else "about"
     lines.append(f"rows       {at_most} {sum(rows):,.0f} gradients" + (" in all" if len(many) > 1 else ""))
     lines.append(f"memory     {at_most} {_bytes(max(memory))}" + (" for the largest cell" if len(many) > 1 else ""))
-    lines.append(f"time       {at_most} {_duration(sum(seconds))} on one core")
+    tries = TRIED_BY_SEARCH if scenario.sweep is not None and scenario.sweep.search is not None else 1
+    lines.append(f"time       {at_most} {_duration(tries * sum(seconds))} on one core")
     return lines
 
 

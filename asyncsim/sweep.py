@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from asyncsim.cells import Cell, cells, schedule_key, shown
-from asyncsim.cost import cost
+from asyncsim.cost import TRIED_BY_SEARCH, cost
 from asyncsim.executors import ExecutorError, Outcomes, Task, cores, here
 from asyncsim.experiment import Stage, _silent, finish, make_trace
 from asyncsim.prediction import predict
@@ -48,9 +48,6 @@ RESULTS, CURVES, TUNED, FAILED = "results.parquet", "curves.parquet", "tuned.par
 
 #: Seconds of estimated work below which starting worker processes takes longer than they save.
 TINY = 3.0
-
-#: Values that a search tries, about.
-TRIED_BY_SEARCH = 15
 
 
 def run_sweep(
@@ -160,7 +157,7 @@ def _executor(
 
 def _are_harmless(remaining: Sequence[Cell], sweep: Sweep) -> bool:
     """Say whether cells are sure to take a few seconds; who knows what a user's own code does to its process."""
-    tries = TRIED_BY_SEARCH if sweep.search is not None else 1
+    tries = 1 if sweep.search is None else TRIED_BY_SEARCH
     seconds = 0.0
     for cell in remaining:
         if cell.scenario.run.source == "trace" or _names_own_code(cell.scenario.resolved()):
