@@ -31,8 +31,9 @@ Made by `python benchmarks/run.py` at commit {commit} on {machine}.
 Times are processor time (`time.process_time`) of one process in which the candidates take turns; ratios are of medians.
 What is run is described in `simulation.py`, `replaying.py` and `starting.py`; the loops compared with are
 `hand_written.py`, `cumulative_sums.py` and the one in `replaying.py`. All engines return the same ten columns of each
-gradient; asyncsim's times include laying out the cluster and checking the trace. Each runs for 50 gradients a worker,
-at least 100,000; for the growth with M, for 10 a worker.
+gradient; asyncsim's times include laying out the cluster and checking the trace. Against the loop written by hand, runs
+have 50 gradients a worker, at least 100,000; for the growth with M they have 10 a worker, at least 20,000 in Python and
+1,000,000 compiled. README.md says where the time goes where a target is missed.
 
 {table}
 

@@ -81,5 +81,5 @@ def read_only_install() -> Iterator[str]:
 def _said(done: subprocess.CompletedProcess[str]) -> str:
     """Return the time of the first simulation, or the error."""
     if done.returncode:
-        return (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return (done.stderr.strip().splitlines() or ["no output"])[-1].split(" for file")[0]
     return f"{float(done.stdout.split()[1]):.2f} s"
