@@ -30,7 +30,7 @@ _ATTEMPT = 1 << 12
 _CHOICE = 4095 * _ATTEMPT
 
 
-@njit(cache=True)
+@njit("float64(float64, uint64, int64, int64, int64, int64, int64)", cache=True)
 def _gamma(shape, seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
     """Return a gamma number of unit scale, by the rejection of Marsaglia and Tsang (2000)."""
     boost = 1.0
@@ -49,7 +49,11 @@ def _gamma(shape, seed, replica, worker, draw, purpose, index):  # type: ignore[
         attempt += 2
 
 
-@njit(cache=True)
+# One signature, so that numba compiles it once and not for every constant argument.
+_DURATION = "float64(float64[::1], int64, uint64, int64, int64, int64, int64, int64)"
+
+
+@njit(_DURATION, cache=True)
 def _random_duration(table, place, seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
     first = place
     code = int(table[place])
@@ -84,7 +88,7 @@ def _random_duration(table, place, seed, replica, worker, draw, purpose, index):
     return math.nan
 
 
-@njit(cache=True)
+@njit(_DURATION, cache=True)
 def duration(table, place, seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
     """Return the duration of the law encoded in `table` from `place` on, at an address (see `asyncsim.streams`)."""
     # A constant law is worth no call: this much is compiled into the event loop.

@@ -49,7 +49,11 @@ _TO_UNIT = 1.0 / 4503599627370496.0  # 2^-52
 _DROP = np.uint64(12)
 
 
-@njit(cache=True, inline="never")
+# One signature each, so that numba compiles each once: left to itself it makes one for every constant argument.
+_ADDRESS = "(uint64, int64, int64, int64, int64, int64)"
+
+
+@njit("UniTuple(uint64, 2)" + _ADDRESS, cache=True)
 def philox(seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
     """Return the two 64-bit words of Philox4x32-10 at an address."""
     key = np.uint64(seed)
@@ -75,7 +79,7 @@ def philox(seed, replica, worker, draw, purpose, index):  # type: ignore[no-unty
     return (np.uint64(c1) << _SHIFT) | np.uint64(c0), (np.uint64(c3) << _SHIFT) | np.uint64(c2)
 
 
-@njit(cache=True)
+@njit("float64" + _ADDRESS, cache=True)
 def uniform(seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
     """Return a number uniform on the open interval (0, 1): an odd multiple of 2^-53.
 
@@ -85,7 +89,7 @@ def uniform(seed, replica, worker, draw, purpose, index):  # type: ignore[no-unt
     return (np.float64(word >> _DROP) + 0.5) * _TO_UNIT
 
 
-@njit(cache=True)
+@njit("UniTuple(float64, 2)" + _ADDRESS, cache=True)
 def normal_pair(seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
     """Return two independent standard normal numbers (Box and Muller 1958)."""
     first, second = philox(seed, replica, worker, draw, purpose, index)
