@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -22,21 +22,6 @@ CONSTANT, EXPONENTIAL, SHIFTED_EXPONENTIAL, GAMMA, LOGNORMAL, PARETO, WEIBULL, U
 
 class SimulationError(RuntimeError):
     """A simulation that cannot go on: an impossible duration, or nothing that can happen any more."""
-
-
-class HasMoments(Protocol):
-    """What theory needs of a law."""
-
-    @property
-    def mean(self) -> float:
-        """Expected duration."""
-
-    @property
-    def variance(self) -> float:
-        """Variance of the duration; infinity where it does not exist."""
-
-    def quantile(self, probability: Any) -> Any:
-        """Return the duration that is not exceeded with this probability."""
 
 
 class Law(Spec):

@@ -35,7 +35,6 @@ NonNegative = Annotated[float, Field(ge=0)]
 #: More of anything than this would not fit into memory.
 Count = Annotated[int, Field(ge=1, le=100_000_000)]
 Floats = Annotated[tuple[float, ...], Field(strict=False)]
-Ints = Annotated[tuple[int, ...], Field(strict=False)]
 
 
 def refuse(message: str, *where: str | int) -> ValueError:

@@ -32,7 +32,6 @@ OPTIONAL = dict.fromkeys(TIMES, np.float64) | {"bytes_up": np.int64, "bytes_down
 COLUMNS = REQUIRED | OPTIONAL
 #: Rows from which on the compiled check pays for being loaded.
 QUICK_FROM = 2000
-EVENT_KINDS = ("barrier", "stop", "crash", "return")
 
 
 class Row(NamedTuple):
