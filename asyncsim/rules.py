@@ -7,12 +7,12 @@ and "not sure": it covers the tables that engines make, with all their times, an
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from asyncsim.compiling import njit
 from asyncsim.trace import APPLIED, ARRIVE, RECEIVE
 
 
-@njit(cache=True)
+@njit
 def surely_kept(  # type: ignore[no-untyped-def]
     replicas, updates, workers,
     replica, worker, draw, version, update, status, read, start, done, arrive, settled,

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
-
+from asyncsim.compiling import njit
 from asyncsim.durations import (
     CONSTANT,
     EMPIRICAL,
@@ -30,7 +29,7 @@ _ATTEMPT = 1 << 12
 _CHOICE = 4095 * _ATTEMPT
 
 
-@njit("float64(float64, uint64, int64, int64, int64, int64, int64)", cache=True)
+@njit("float64(float64, uint64, int64, int64, int64, int64, int64)")
 def _gamma(shape, seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
     """Return a gamma number of unit scale, by the rejection of Marsaglia and Tsang (2000)."""
     boost = 1.0
@@ -53,7 +52,7 @@ def _gamma(shape, seed, replica, worker, draw, purpose, index):  # type: ignore[
 _DURATION = "float64(float64[::1], int64, uint64, int64, int64, int64, int64, int64)"
 
 
-@njit(_DURATION, cache=True)
+@njit(_DURATION)
 def _random_duration(table, place, seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
     first = place
     code = int(table[place])
@@ -88,7 +87,7 @@ def _random_duration(table, place, seed, replica, worker, draw, purpose, index):
     return math.nan
 
 
-@njit(_DURATION, cache=True)
+@njit(_DURATION)
 def duration(table, place, seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
     """Return the duration of the law encoded in `table` from `place` on, at an address (see `asyncsim.streams`)."""
     # A constant law is worth no call: this much is compiled into the event loop.
@@ -97,7 +96,7 @@ def duration(table, place, seed, replica, worker, draw, purpose, index):  # type
     return _random_duration(table, place, seed, replica, worker, draw, purpose, index)
 
 
-@njit(cache=True)
+@njit
 def durations(table, seed, replica, worker, first_draw, purpose, index, out):  # type: ignore[no-untyped-def]
     """Fill `out` with the durations of consecutive draws, starting at `first_draw`."""
     for place in range(out.size):

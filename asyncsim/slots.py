@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from asyncsim.compiling import njit
 
 
-@njit(cache=True)
+@njit
 def plan_slots(read_version):  # type: ignore[no-untyped-def]
     """Return (slot of each read, slot of each version, number of slots); versions never read get slot `slots`.
 

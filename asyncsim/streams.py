@@ -19,8 +19,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike
+
+from asyncsim.compiling import njit
 
 #: What a number is for. A new use gets a new number; a number is never given away twice.
 SERVICE = 1  # a worker's service time; index: attempt of a rejection sampler
@@ -53,7 +54,7 @@ _DROP = np.uint64(12)
 _ADDRESS = "(uint64, int64, int64, int64, int64, int64)"
 
 
-@njit("UniTuple(uint64, 2)" + _ADDRESS, cache=True)
+@njit("UniTuple(uint64, 2)" + _ADDRESS)
 def philox(seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
     """Return the two 64-bit words of Philox4x32-10 at an address."""
     key = np.uint64(seed)
@@ -79,7 +80,7 @@ def philox(seed, replica, worker, draw, purpose, index):  # type: ignore[no-unty
     return (np.uint64(c1) << _SHIFT) | np.uint64(c0), (np.uint64(c3) << _SHIFT) | np.uint64(c2)
 
 
-@njit("float64" + _ADDRESS, cache=True)
+@njit("float64" + _ADDRESS)
 def uniform(seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
     """Return a number uniform on the open interval (0, 1): an odd multiple of 2^-53.
 
@@ -89,7 +90,7 @@ def uniform(seed, replica, worker, draw, purpose, index):  # type: ignore[no-unt
     return (np.float64(word >> _DROP) + 0.5) * _TO_UNIT
 
 
-@njit("UniTuple(float64, 2)" + _ADDRESS, cache=True)
+@njit("UniTuple(float64, 2)" + _ADDRESS)
 def normal_pair(seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
     """Return two independent standard normal numbers (Box and Muller 1958)."""
     first, second = philox(seed, replica, worker, draw, purpose, index)
@@ -98,14 +99,14 @@ def normal_pair(seed, replica, worker, draw, purpose, index):  # type: ignore[no
     return radius * math.cos(angle), radius * math.sin(angle)
 
 
-@njit(cache=True)
+@njit
 def _uniforms(seed, replica, worker, draw, purpose, out):  # type: ignore[no-untyped-def]
     for row in range(out.shape[0]):
         for index in range(out.shape[1]):
             out[row, index] = uniform(seed, replica[row], worker[row], draw[row], purpose, index)
 
 
-@njit(cache=True)
+@njit
 def _integers(seed, replica, worker, draw, purpose, high, out):  # type: ignore[no-untyped-def]
     for row in range(out.shape[0]):
         for index in range(out.shape[1]):
@@ -113,7 +114,7 @@ def _integers(seed, replica, worker, draw, purpose, high, out):  # type: ignore[
             out[row, index] = np.int64(uniform(seed, replica[row], worker[row], draw[row], purpose, index) * high)
 
 
-@njit(cache=True)
+@njit
 def _normals(seed, replica, worker, draw, purpose, out):  # type: ignore[no-untyped-def]
     size = out.shape[1]
     for row in range(out.shape[0]):

@@ -11,19 +11,18 @@ from one another, so only the last of them is an event. And the server's one pen
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from asyncsim.compiling import njit
 from asyncsim.sampler import duration
 from asyncsim.streams import LATENCY_DOWN, LATENCY_UP, SERVER, SERVICE
 from asyncsim.trace import APPLIED, ARRIVE, CANCELLED, COMPUTED, DISCARDED, HOP, RECEIVE
 
 # The loop only reads and writes arrays that its caller holds, so it can do without numba's reference counts, which
 # would take a third of its time. (`_nrt` is numba's own switch for that.)
-_OPTIONS: Any = {"cache": True, "_nrt": False}
-compiled = njit(**_OPTIONS)
+compiled = njit(_nrt=False)
 
 # Why the loop returned.
 OVER, UPDATED, GROW, STILL = range(4)
@@ -488,7 +487,7 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
                         sending += 1
 
 
-@njit(cache=True)
+@njit
 def settle(memory, columns, version):  # type: ignore[no-untyped-def]
     """Close a replica that ends with `version` updates: drop rows that do not count; return (rows, whether in order).
 
@@ -526,14 +525,14 @@ def settle(memory, columns, version):  # type: ignore[no-untyped-def]
     return kept, in_order
 
 
-@njit(cache=True)
+@njit
 def _settled_at(columns, row):  # type: ignore[no-untyped-def]
     """Return the time that orders a row: of its arrival, or of its end if it never arrived."""
     time = columns.arrive_time[row]
     return columns.apply_time[row] if np.isnan(time) else time
 
 
-@njit(cache=True)
+@njit
 def oldest_read(memory, columns):  # type: ignore[no-untyped-def]
     """Return the oldest version that a gradient under way or waiting was read at; the current one if there is none."""
     counter = memory.counter

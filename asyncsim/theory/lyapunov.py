@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from asyncsim import streams
+from asyncsim.compiling import njit
 
 
-@njit(cache=True)
+@njit
 def lyapunov_exponent(workers, strength, momentum, updates, seed):  # type: ignore[no-untyped-def]
     """Return the mean of ln |growth| per update of one long run on f = λx²/2, with `strength` = ηλ.
 
