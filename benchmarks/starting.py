@@ -57,9 +57,10 @@ def _seconds(cache: str) -> tuple[float, float]:
 def read_only_install() -> Iterator[str]:
     """Say what happens, twice in a row, where the package cannot be written to: one line for each environment."""
     with tempfile.TemporaryDirectory() as folder:
-        install, home = Path(folder, "install"), Path(folder, "home")
+        install, home, temporary = (Path(folder, name) for name in ("install", "home", "temporary"))
         shutil.copytree(ROOT / "asyncsim", install / "asyncsim", ignore=shutil.ignore_patterns("__pycache__"))
         home.mkdir()
+        temporary.mkdir()
         # Nothing is read-only for root, unless it gives up the right to overrule permissions.
         is_root = hasattr(os, "geteuid") and os.geteuid() == 0
         before = ("setpriv", "--bounding-set", "-dac_override") if is_root else ()
@@ -69,7 +70,7 @@ def read_only_install() -> Iterator[str]:
         environments = {
             "a home of its own": {"HOME": str(home)},
             "no home, NUMBA_CACHE_DIR set": {"HOME": nowhere, "NUMBA_CACHE_DIR": str(home / "numba")},
-            "neither": {"HOME": nowhere},
+            "neither": {"HOME": nowhere, "TMPDIR": str(temporary)},
         }
         for name, environment in environments.items():
             first, second = (_said(in_new_process(FIRST_CALL, install, before, **environment)) for _ in range(2))
