@@ -1,5 +1,7 @@
 """A worker process: it reads tasks from its standard input, one JSON line each, and answers each with a line.
 
+A line is [the task's data, whether to note where the task is as long as it runs].
+
 Started by `asyncsim.executors.local` as ``python -m asyncsim.executors.worker FUNCTION PARENT``. It ends when its input
 ends, also in the midst of a task, so that no worker outlives the process that started it.
 """
@@ -22,11 +24,14 @@ from asyncsim.executors import failure_of, function_named
 #: Linux: the signal that the kernel sends when the parent has died.
 PR_SET_PDEATHSIG = 1
 
+#: Seconds between two notes of where a task is that has ended a worker before.
+NOTED_EVERY = 0.5
+
 
 def main() -> None:
     """Answer tasks until the input ends."""
     name, parent = sys.argv[1], int(sys.argv[2])
-    _die_with(parent)
+    die_with(parent)
     faulthandler.enable()  # a crash, and the signal that ends a hanging task, leave a traceback
     inbox: SimpleQueue[bytes] = SimpleQueue()
     tasks, answers = _own_channels()
@@ -35,15 +40,18 @@ def main() -> None:
     _answer(answers, {"ready": True})
     while True:
         failure = None
-        data = json.loads(inbox.get())
+        data, noted = json.loads(inbox.get())
+        if noted:  # whom the kernel ends can say no last words, so they are said in advance
+            faulthandler.dump_traceback_later(NOTED_EVERY, repeat=True)
         try:
             function(data)
         except BaseException as error:
             failure = failure_of(error)
+        faulthandler.cancel_dump_traceback_later()
         _answer(answers, {"failure": failure})
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End with the parent, even where the thread that listens is never let in; be the first to go where memory ends."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
