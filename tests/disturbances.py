@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 from pathlib import Path
@@ -70,13 +71,27 @@ def disturb(folder: str | Path, name: str) -> None:
     if what == "exit":
         raise SystemExit(3)
     if what == "memory":
-        bytearray(1 << 60)
+        exhaust_memory()
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "hold":
         with open(Path(folder) / "announced", "w") as announced:
             announced.write(f"{os.getpid()} {os.getppid()}\n")
         hold_at(Path(folder) / "gate")
+
+
+def exhaust_memory() -> None:
+    """Take memory until there is no more: all that this process may have is 64 MiB beyond what it has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20), hard))
+    taken = []
+    try:
+        while True:
+            taken.append(bytearray(1 << 20))
+    finally:
+        taken.clear()
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def hold_at(gate: Path) -> None:

@@ -83,6 +83,39 @@ def test_a_task_that_ends_every_worker_fails_after_three_more_tries(place: Place
     assert sorted(done(place)) == ["b"]
 
 
+#: A task that ends its worker: at once the first time, then as soon as there is a second note of where it is.
+NOTED = """
+import os, signal
+def make():
+    def task(data):
+        try:
+            open(data["file"], "x").close()
+        except FileExistsError:
+            print("a word of its own", flush=True)
+            wait_for_a_second_note()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task
+def wait_for_a_second_note():
+    while os.pread(2, 1 << 16, 0).count(b"Timeout (") < 2:
+        pass
+"""
+
+
+def test_a_task_that_is_killed_again_says_where_it_was(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a process that the kernel ends cannot say any more, it has said before."""
+    (tmp_path / "noted.py").write_text(NOTED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("asyncsim.executors.local.TRIES_AGAIN", 1)
+    task = Task("a", "", {"file": str(tmp_path / "begun")})
+    ((_, failure),) = local("noted:make", [task], jobs=1)
+    assert failure is not None
+    assert failure.reason.startswith("its worker died 2 times; at last it was ended by SIGKILL")
+    assert failure.traceback.count("in wait_for_a_second_note") == 1
+    assert "Timeout" not in failure.traceback
+
+
 def test_a_hanging_task_fails_and_says_where_it_hung(place: Place) -> None:
     place.set(a="hold")
     failures = {task.key: failure for task, failure in local(FUNCTION, tasks(place, "a b"), jobs=1, timeout=1.0)}

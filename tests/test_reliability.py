@@ -150,6 +150,23 @@ def test_poisoned_cells_are_reported_and_cost_nothing_else(
     assert not (out / "failed").exists()
 
 
+def test_a_cell_that_exhausts_the_memory_costs_nothing_else(
+    tmp_path: Path, place: Place, undisturbed: dict[str, bytes]
+) -> None:
+    """Two cells do, one after another in one worker, and then two others run in it."""
+    place.set(cell0="memory")
+    out = tmp_path / "sweep"
+    run_sweep(disturbed(2), out, jobs=1)
+    failed = failures(out)
+    assert [failure["values"]["problem.cell"] for failure in failed] == [0, 0]
+    for failure in failed:
+        assert (failure["seed"], failure["reason"]) == (0, "MemoryError")
+        assert "taken.append(bytearray(1 << 20))" in failure["traceback"]
+    finished = {name: data for name, data in contents(out).items() if name.startswith("results")}
+    assert len(finished) == 2
+    assert finished.items() <= undisturbed.items()
+
+
 def test_a_cell_past_its_timeout_fails(tmp_path: Path, place: Place) -> None:
     place.set(cell0="hold")
     swept = build({**disturbed(1).resolved(), "sweep": {"problem.cell": [0], "timeout": 0.5}}, folder=TESTS)

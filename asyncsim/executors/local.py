@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,9 @@ LAST_WORDS = 5.0
 #: Bytes of what a worker printed that are kept with a failure.
 KEPT_OF_LOG = 8000
 
+#: What begins each note of where a task is (from `faulthandler.dump_traceback_later`).
+NOTE = re.compile(r"^Timeout \(.*\)!\n", re.MULTILINE)
+
 #: One thread for every library that would start one for each core.
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS"), "1"
@@ -52,7 +56,8 @@ def local(function: str, tasks: Sequence[Task], *, jobs: int, timeout: float | N
                 pool.append(_Worker(function))
             for worker in pool:
                 if worker.ready and worker.task is None and waiting:
-                    worker.give(waiting.take(worker.group), timeout)
+                    given = waiting.take(worker.group)
+                    worker.give(given, timeout, noted=given.key in deaths)
             for worker in _stirring(pool):
                 if worker.overdue():
                     task = worker.task
@@ -142,13 +147,16 @@ class _Worker:
         self._tasks, self._answers = self.process.stdin, self.process.stdout
         self.answers = self._answers.fileno()
 
-    def give(self, task: Task, timeout: float | None) -> None:
-        """Send a task; a worker that is dead says so when it is asked for its answer."""
+    def give(self, task: Task, timeout: float | None, *, noted: bool) -> None:
+        """Send a task; a worker that is dead says so when it is asked for its answer.
+
+        Where the task is can be `noted` all the time, so that it is known even if the worker is killed.
+        """
         self.task, self.group = task, task.group
         self.log.truncate(0)
         self._deadline = float("inf") if timeout is None else time.monotonic() + timeout
         with contextlib.suppress(BrokenPipeError):
-            self._tasks.write(json.dumps(task.data).encode() + b"\n")
+            self._tasks.write(json.dumps([task.data, noted]).encode() + b"\n")
             self._tasks.flush()
 
     def remaining(self) -> float:
@@ -187,7 +195,8 @@ class _Worker:
         self.process.kill()
         code = self.process.wait()
         size = os.fstat(self.log.fileno()).st_size
-        printed = os.pread(self.log.fileno(), KEPT_OF_LOG, max(0, size - KEPT_OF_LOG)).decode(errors="replace")
+        log = os.pread(self.log.fileno(), KEPT_OF_LOG, max(0, size - KEPT_OF_LOG)).decode(errors="replace")
+        printed = NOTE.split(log)[-1]  # of the notes where it was, the last
         for file in (self._tasks, self._answers, self.log):
             with contextlib.suppress(BrokenPipeError):
                 file.close()
