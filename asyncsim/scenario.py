@@ -32,6 +32,10 @@ from asyncsim.staleness_laws import AnyStaleness
 MAX_WORKERS = 10_000_000
 MAX_REPLICAS = 10_000_000
 MAX_UPDATES = 2**48
+MAX_BLOCKS = 100_000
+
+#: Time units of real runs, in seconds.
+SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 LONGEST_AXIS = 100_000
 LONGEST_TIME = 1e100
@@ -148,13 +152,21 @@ class RunSettings(Spec):
     """Where the trace comes from, and how long and how often to run.
 
     The run ends at `updates`, at `time`, or when `stop_when` (such as "loss < 0.1") holds, whichever comes first.
-    Summaries leave out the first `warmup` updates.
+    Summaries leave out the first `warmup` updates. With source = "record", real workers run: on a `backend`, with a
+    `consistency` of what they read (of `blocks` blocks), which `wait` until the service law's time is over or not,
+    each pinned to a core or not, and with a rule for the death of one.
     """
 
-    source: Literal["simulate", "synthetic", "trace"] = "simulate"
+    source: Literal["simulate", "synthetic", "trace", "record"] = "simulate"
     engine: Literal["auto", "compiled", "simpy"] = "auto"
     staleness: AnyStaleness | None = None
     trace: File | None = None
+    backend: Literal["threads", "shared_memory", "queue", "manager", "mpi"] | None = None
+    consistency: Literal["locked", "block", "hogwild"] = "locked"
+    blocks: Annotated[int, Field(ge=2, le=MAX_BLOCKS)] | None = None
+    wait: Literal["none", "sleep", "spin"] = "none"
+    on_worker_death: Literal["continue", "restart", "stop"] = "continue"
+    pin: bool = False
     updates: Annotated[int, Field(ge=1, le=MAX_UPDATES)] | None = None
     time: Positive | None = None
     stop_when: Condition | None = None
@@ -167,15 +179,40 @@ class RunSettings(Spec):
             raise refuse("'staleness' (a law) goes with source = 'synthetic', and the other way round")
         if (self.source == "trace") != (self.trace is not None):
             raise refuse("'trace' (a file) goes with source = 'trace', and the other way round")
+        if (self.source == "record") != (self.backend is not None):
+            allowed = "threads, shared_memory, queue, manager, mpi"
+            raise refuse(f"'backend' ({allowed}) goes with source = 'record', and the other way round")
+        self._real_settings()
         if self.source == "synthetic" and self.updates is None:
             raise refuse("a synthetic trace has no clock: give 'updates'")
         if self.source != "trace" and self.updates is None and self.time is None:
             raise refuse("give 'updates' or 'time': the run must end")
         if self.updates is not None and self.warmup >= self.updates:
             raise refuse(f"must be below updates = {self.updates}, got {self.warmup}", "warmup")
-        if self.source != "simulate" and self.stop_when is not None:
-            raise refuse(f"needs source = 'simulate': a '{self.source}' schedule is made before the model", "stop_when")
+        if self.source not in ("simulate", "record") and self.stop_when is not None:
+            raise refuse(f"needs source = 'simulate' or 'record': a '{self.source}' schedule is made before the model", "stop_when")
         return self
+
+
+    def _real_settings(self) -> None:
+        """Refuse settings of real runs that do not go together, or that nothing would heed."""
+        if self.source != "record":
+            for name in ("consistency", "blocks", "wait", "on_worker_death", "pin"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise refuse("belongs to source = 'record'", name)
+        elif self.consistency != "locked" and self.backend != "shared_memory":
+            raise refuse(f"'{self.consistency}' needs backend = 'shared_memory', not '{self.backend}'", "consistency")
+        elif self.blocks is not None and self.consistency != "block":
+            raise refuse("belongs to consistency = 'block'", "blocks")
+        elif self.backend == "threads" and (self.pin or self.on_worker_death == "restart"):
+            name = "pin" if self.pin else "on_worker_death"
+            raise refuse("threads can neither be pinned nor started again: use another backend", name)
+        elif self.backend == "mpi" and self.on_worker_death == "restart":
+            raise refuse("an MPI rank cannot be started again: 'continue' or 'stop'", "on_worker_death")
+        elif self.backend == "mpi" and self.pin:
+            raise refuse("ranks are pinned by mpiexec, not here", "pin")
+        elif self.backend == "shared_memory" and self.stop_when is not None:
+            raise refuse("needs a server, and shared memory has none: use another backend", "stop_when")
 
 
 class Metrics(Spec):
@@ -347,6 +384,8 @@ class Scenario(Spec):
             raise refuse("[problem] and [method] go together (leave out both for a trace alone)")
         if self.run.source == "synthetic" and self.metrics.at_times is not None:
             raise refuse("needs a clock, and a synthetic trace has none: use 'every'", "metrics", "at_times")
+        if self.run.source == "record":
+            self._can_be_recorded()
         if self.cluster is not None:
             self.policy.check(self.cluster.size, self.cluster.server.reply)
             self._clock_advances(self.cluster)
@@ -355,6 +394,26 @@ class Scenario(Spec):
             if lack:
                 raise refuse(f"'{metric}' needs {lack}", *where)
         return self
+
+    def _can_be_recorded(self) -> None:
+        """Refuse what a real run has no use for, or cannot do."""
+        if self.cluster is None or self.problem is None:
+            raise refuse("source = 'record' needs a [cluster] with workers, a [problem] and a [method]", "run")
+        if self.cluster.network is not None:
+            raise refuse("a real run has the links of the machine: leave the network out", "cluster", "network")
+        if self.cluster.server.service != Constant(value=0.0):
+            raise refuse("a real run has the server of the machine: leave it out", "cluster", "server", "service")
+        if self.cluster.time_unit not in SECONDS:
+            said = f"a real run knows {', '.join(SECONDS)}; got '{self.cluster.time_unit}'"
+            raise refuse(said, "cluster", "time_unit")
+        if self.run.backend == "shared_memory":
+            policy = self.policy
+            facts = policy.gradients_per_update(self.cluster.size), policy.goes_on, policy.sends_to, policy.cancels
+            if facts != (1, False, "contributors", False) or self.cluster.server.reply != "after_apply":
+                said = "each gradient is an update: 'async', or 'ringmaster' without cancel, and reply = 'after_apply'"
+                raise refuse(f"in shared memory there is no server, and {said}; other backends can", "policy")
+            if getattr(self.method, "makes_requests", False):
+                raise refuse("in shared memory nobody can stop all workers: use another backend", "method")
 
     def _clock_advances(self, cluster: Cluster) -> None:
         """Refuse workers that keep a server busy for ever at one moment of time."""
