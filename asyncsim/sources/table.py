@@ -77,13 +77,13 @@ class SettledGradients:
         keys = order_keys(part)
         assert keys is not None
         order = np.lexsort(keys[::-1])
-        order = order[_no_draw_missing(part["worker"], part["draw"])[order]]
+        order = order[no_draw_missing(part["worker"], part["draw"])[order]]
         for time, kind in events:
             self.parts.event(self.replica, time, -1, kind)
         self.parts.add(self.replica, updates, {name: column[order] for name, column in part.items()})
 
 
-def _no_draw_missing(worker: np.ndarray, draw: np.ndarray) -> np.ndarray:
+def no_draw_missing(worker: np.ndarray, draw: np.ndarray) -> np.ndarray:
     """Say for each row whether all earlier draws of its worker have rows too.
 
     Near the end of a replica a newer gradient may be discarded or stopped while an older one still waits for the server
