@@ -79,7 +79,7 @@ class Law(Spec):
             from asyncsim.sampler import durations
 
             out = np.empty(size)
-            durations(self.table, np.uint64(seed), replica, worker, first_draw, purpose, index, out)
+            durations(self.table, 0, np.uint64(seed), replica, worker, first_draw, purpose, index, out)
             return out
         from asyncsim.streams import uniforms
 

@@ -48,6 +48,11 @@ def _gamma(shape, seed, replica, worker, draw, purpose, index):  # type: ignore[
         attempt += 2
 
 
+@njit("float64(float64, uint64, int64, int64, int64, int64, int64)", forceinline=True)
+def _exponential(mean, seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
+    return -mean * math.log(uniform(seed, replica, worker, draw, purpose, index))
+
+
 # One signature, so that numba compiles it once and not for every constant argument.
 _DURATION = "float64(float64[::1], int64, uint64, int64, int64, int64, int64, int64)"
 
@@ -71,9 +76,9 @@ def _random_duration(table, place, seed, replica, worker, draw, purpose, index):
     if code == LOGNORMAL:
         normal, _ = normal_pair(seed, replica, worker, draw, purpose, index)
         return math.exp(table[place + 1] + table[place + 2] * normal)
-    u = uniform(seed, replica, worker, draw, purpose, index)
     if code == EXPONENTIAL:
-        return -table[place + 1] * math.log(u)
+        return _exponential(table[place + 1], seed, replica, worker, draw, purpose, index)
+    u = uniform(seed, replica, worker, draw, purpose, index)
     if code == SHIFTED_EXPONENTIAL:
         return table[place + 1] - table[place + 2] * math.log(u)
     if code == PARETO:
@@ -96,8 +101,13 @@ def duration(table, place, seed, replica, worker, draw, purpose, index):  # type
     return _random_duration(table, place, seed, replica, worker, draw, purpose, index)
 
 
-@njit
-def durations(table, seed, replica, worker, first_draw, purpose, index, out):  # type: ignore[no-untyped-def]
+@njit("void(float64[::1], int64, uint64, int64, int64, int64, int64, int64, float64[::1])")
+def durations(table, place, seed, replica, worker, first_draw, purpose, index, out):  # type: ignore[no-untyped-def]
     """Fill `out` with the durations of consecutive draws, starting at `first_draw`."""
-    for place in range(out.size):
-        out[place] = duration(table, 0, seed, replica, worker, first_draw + place, purpose, index)
+    if table[place] == EXPONENTIAL:
+        # In a loop of its own, a vector of them takes a third of the time.
+        for i in range(out.size):
+            out[i] = _exponential(table[place + 1], seed, replica, worker, first_draw + i, purpose, index)
+    else:
+        for i in range(out.size):
+            out[i] = duration(table, place, seed, replica, worker, first_draw + i, purpose, index)

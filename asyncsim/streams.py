@@ -51,10 +51,11 @@ _DROP = np.uint64(12)
 
 
 # One signature each, so that numba compiles each once: left to itself it makes one for every constant argument.
+# The first two are compiled into their callers: a loop over draws then makes several numbers at once.
 _ADDRESS = "(uint64, int64, int64, int64, int64, int64)"
 
 
-@njit("UniTuple(uint64, 2)" + _ADDRESS)
+@njit("UniTuple(uint64, 2)" + _ADDRESS, forceinline=True)
 def philox(seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
     """Return the two 64-bit words of Philox4x32-10 at an address."""
     key = np.uint64(seed)
@@ -80,7 +81,7 @@ def philox(seed, replica, worker, draw, purpose, index):  # type: ignore[no-unty
     return (np.uint64(c1) << _SHIFT) | np.uint64(c0), (np.uint64(c3) << _SHIFT) | np.uint64(c2)
 
 
-@njit("float64" + _ADDRESS)
+@njit("float64" + _ADDRESS, forceinline=True)
 def uniform(seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
     """Return a number uniform on the open interval (0, 1): an odd multiple of 2^-53.
 

@@ -162,6 +162,8 @@ def _memory(cluster: Cluster) -> Memory:
         computing=np.full(workers, -1, dtype=np.int64),
         to_send=np.empty(2 * workers + 2, dtype=np.int64),
         pending=np.zeros(ring, dtype=np.int64),
+        ahead=np.empty((event_loop.PURPOSES, workers, event_loop.AHEAD)),
+        ahead_until=np.zeros((event_loop.PURPOSES, workers), dtype=np.int64),
     )
     memory.counter[event_loop.FREE] = slots
     return memory

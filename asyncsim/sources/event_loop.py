@@ -4,9 +4,10 @@ It follows docs/trace.md step by step; `asyncsim.sources.simpy_model` is the def
 for bit. The loop runs until the replica is over, until an update was made that somebody wants to see, or until its
 arrays are too small. Python then reacts and calls it again: all state lies in the arrays of `Memory`.
 
-Two liberties make it fast, neither visible in the table. An event that nothing can come between is not put on the heap:
+Three liberties make it fast, none visible in the table. An event that nothing can come between is not put on the heap:
 where no policy stops workers, a model's arrival, the computation and the passage over a link of the worker's own follow
-from one another, so only the last of them is an event. And the server's one pending update is kept beside the heap.
+from one another, so only the last of them is an event. The server's one pending update is kept beside the heap. And
+exponential durations are made for several draws of a worker at once, which randomness by address allows.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from typing import NamedTuple
 import numpy as np
 
 from asyncsim.compiling import njit
-from asyncsim.sampler import duration
+from asyncsim.durations import EXPONENTIAL
+from asyncsim.sampler import duration, durations
 from asyncsim.streams import LATENCY_DOWN, LATENCY_UP, SERVER, SERVICE
 from asyncsim.trace import APPLIED, ARRIVE, CANCELLED, COMPUTED, DISCARDED, HOP, RECEIVE
 
 # The loop only reads and writes arrays that its caller holds, so it can do without numba's reference counts, which
 # would take a third of its time. (`_nrt` is numba's own switch for that.)
 compiled = njit(_nrt=False)
+# What it calls is compiled into it: a call would hand over all numbers that describe each array.
+inlined = njit(_nrt=False, forceinline=True)
 
 # Why the loop returned.
 OVER, UPDATED, GROW, STILL = range(4)
@@ -32,6 +36,10 @@ START, NEXT_EVENT, AFTER_APPLY = range(3)
 GO, BARRIER, STOP = range(3)
 # Whom an update is sent to.
 CONTRIBUTORS, LAST, EVERYONE = range(3)
+
+# Draws of a worker whose exponential durations are made at once; a power of two.
+AHEAD = 8
+PURPOSES = 1 + max(SERVICE, SERVER, LATENCY_UP, LATENCY_DOWN)
 
 # Places in the vector of counters.
 (
@@ -121,6 +129,8 @@ class Memory(NamedTuple):
     computing: np.ndarray  # the slot that a worker computes, −1 if idle
     to_send: np.ndarray  # the workers that this handler sends the model to
     pending: np.ndarray  # ring of the rows that wait for their update
+    ahead: np.ndarray  # (purpose, worker, draw mod AHEAD): durations made ahead; the server is worker −1, the last one
+    ahead_until: np.ndarray  # (purpose, worker): the draw after those made ahead, 0 for none
 
 
 class Columns(NamedTuple):
@@ -138,7 +148,7 @@ class Columns(NamedTuple):
     apply_time: np.ndarray
 
 
-@compiled
+@inlined
 def _tie(keys, slots, gradients, a, key, slot):  # type: ignore[no-untyped-def]
     """Say whether the event at place a comes before (key, slot) of the same time: by kind and worker, then draw."""
     if keys[a] != key:
@@ -146,7 +156,7 @@ def _tie(keys, slots, gradients, a, key, slot):  # type: ignore[no-untyped-def]
     return gradients[slots[a]].draw < gradients[slot].draw
 
 
-@compiled
+@inlined
 def _sift_down(counter, times, keys, slots, gradients, time, key, slot):  # type: ignore[no-untyped-def]
     """Put an event at the top of the heap, and sink it to its place."""
     size = counter[HEAP]
@@ -172,7 +182,7 @@ def _sift_down(counter, times, keys, slots, gradients, time, key, slot):  # type
     times[place], keys[place], slots[place] = time, key, slot
 
 
-@compiled
+@inlined
 def _push(counter, times, keys, slots, gradients, time, key, slot):  # type: ignore[no-untyped-def]
     """Schedule an event; it takes the place of the one that was taken last, if that is still empty."""
     if counter[TOP_EMPTY]:
@@ -191,7 +201,7 @@ def _push(counter, times, keys, slots, gradients, time, key, slot):  # type: ign
     times[place], keys[place], slots[place] = time, key, slot
 
 
-@compiled
+@inlined
 def _fill_top(counter, times, keys, slots, gradients):  # type: ignore[no-untyped-def]
     """Close the gap that the event taken last has left."""
     counter[TOP_EMPTY] = 0
@@ -199,6 +209,18 @@ def _fill_top(counter, times, keys, slots, gradients):  # type: ignore[no-untype
     last = counter[HEAP]
     if last > 0:
         _sift_down(counter, times, keys, slots, gradients, times[last], keys[last], slots[last])
+
+
+@inlined
+def _duration(ahead, ahead_until, law, place, seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
+    """Return a duration as the sampler does; the exponential ones of a block of draws are made at once."""
+    if law[place] != EXPONENTIAL or index > 0:
+        return duration(law, place, seed, replica, worker, draw, purpose, index)
+    first = draw & -AHEAD
+    if ahead_until[purpose, worker] != first + AHEAD:
+        ahead_until[purpose, worker] = first + AHEAD
+        durations(law, place, seed, replica, worker, first, purpose, index, ahead[purpose, worker])
+    return ahead[purpose, worker, draw - first]
 
 
 @compiled
@@ -245,6 +267,8 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
         computing,
         to_send,
         pending,
+        ahead,
+        ahead_until,
     ) = memory
     (c_worker, c_draw, c_version, c_update, c_status, c_read, c_start, c_done, c_arrive, c_apply) = columns
     mask = pending.size - 1
@@ -276,7 +300,7 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
             if place + 1 < end:
                 kind = HOP
             link_free[link] = max(now, link_free[link]) + occupied
-            latency = duration(latency_law, 0, seed, replica, worker, g.draw, purpose, index)
+            latency = _duration(ahead, ahead_until, latency_law, 0, seed, replica, worker, g.draw, purpose, index)
             link_delivered[link] = max(link_delivered[link], link_free[link] + latency)
             if kind == RECEIVE and never_stops and link_delivered[link] > now:
                 received, start = moving, link_delivered[link]
@@ -300,7 +324,9 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
                 c_arrive[row], c_apply[row] = np.nan, now
                 o.version = -1  # its event will release the slot
             g.start = start
-            done = start + duration(laws, law_of[worker], seed, replica, worker, g.draw, SERVICE, 0)
+            done = start + _duration(
+                ahead, ahead_until, laws, law_of[worker], seed, replica, worker, g.draw, SERVICE, 0
+            )
             time, kind = done, COMPUTED
             computing[worker] = received
             if never_stops and own_link[worker]:
@@ -308,7 +334,7 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
                 place = up_of[worker]
                 link = up[place]
                 free = max(done, link_free[link]) + occupied
-                latency = duration(latency_law, 0, seed, replica, worker, g.draw, LATENCY_UP, 0)
+                latency = _duration(ahead, ahead_until, latency_law, 0, seed, replica, worker, g.draw, LATENCY_UP, 0)
                 delivered = max(link_delivered[link], free + latency)
                 if delivered > done:
                     computing[worker] = -1
@@ -400,7 +426,9 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
 
         if server_takes_time and counter[JOBS] > 0 and counter[SERVER_BUSY] == 0:
             counter[SERVER_BUSY] = 1
-            clock[APPLIES_AT] = now + duration(server_law, 0, seed, replica, -1, counter[VERSION], SERVER, 0)
+            clock[APPLIES_AT] = now + _duration(
+                ahead, ahead_until, server_law, 0, seed, replica, -1, counter[VERSION], SERVER, 0
+            )
 
         # The next event.
         if counter[TOP_EMPTY]:
