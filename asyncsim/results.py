@@ -21,15 +21,13 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from asyncsim import stored
 from asyncsim.runs import Run
-from asyncsim.trace import STATUSES, Trace, TraceError
+from asyncsim.stored import StoredTrace, TraceWriter, as_arrays, read_facts, refusing
+from asyncsim.trace import Trace
 
-SCHEMA = 1
 TRACE, METRICS, ITERATES = "trace.parquet", "metrics.parquet", "iterates.npz"
 SCENARIO, SUMMARY, PROVENANCE = "scenario.json", "summary.json", "provenance.json"
-
-#: Rows of one Parquet row group.
-ROW_GROUP = 1 << 20
 
 
 class ResultsError(ValueError):
@@ -93,53 +91,24 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 # --- traces ---
 
 
-def write_trace(trace: Trace, path: str | Path) -> None:
+def write_trace(trace: Trace | StoredTrace, path: str | Path) -> None:
     """Write a trace as Parquet, as docs/trace.md describes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    arrays: dict[str, Any] = {}
-    for name in trace.columns:
-        if name == "status":
-            codes = pa.array(np.asarray(trace[name]), type=pa.int8())
-            arrays[name] = pa.DictionaryArray.from_arrays(codes, pa.array(STATUSES))
-        else:
-            arrays[name] = pa.array(np.asarray(trace[name]))
-    about = {
-        "asyncsim_schema": SCHEMA,
-        "seed": trace.seed,
-        "workers": trace.workers,
-        "updates": trace.updates.tolist(),
-        "replicas": trace.replicas.tolist(),
-        "events": list(trace.events),
-        "consecutive_draws": trace.consecutive_draws,
-    }
-    table = pa.table(arrays).replace_schema_metadata({"asyncsim": json.dumps(about)})
     with aside(path) as partial:
-        pq.write_table(table, partial, row_group_size=ROW_GROUP)
+        writer = TraceWriter(partial, trace.columns)
+        for part in trace.parts(*trace.columns):
+            writer.write(part)
+        writer.close(trace)
 
 
 def read_trace(path: str | Path) -> Trace:
     """Read a trace and check it again; raise `TraceError` where the file is none."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    about, _ = read_facts(path)
+    with refusing(path):
         table = pq.read_table(path)
-        about = json.loads((table.schema.metadata or {})[b"asyncsim"])
-    except FileNotFoundError:
-        raise TraceError(f"{path}: no such file") from None
-    except (KeyError, pa.ArrowException, OSError) as error:
-        said = " ".join(str(error).split())
-        raise TraceError(f"{path}: not a trace written by asyncsim ({said})") from None
-    if about["asyncsim_schema"] != SCHEMA:
-        raise TraceError(f"{path}: has schema {about['asyncsim_schema']}, this asyncsim reads {SCHEMA}")
-    columns = {}
-    for name in table.column_names:
-        column = table.column(name).combine_chunks()
-        columns[name] = np.asarray(column.indices if name == "status" else column)
     return Trace(
-        columns,
+        as_arrays(table),
         seed=about["seed"],
         workers=about["workers"],
         updates=about["updates"],
@@ -147,6 +116,17 @@ def read_trace(path: str | Path) -> Trace:
         events=about["events"],
         consecutive_draws=about["consecutive_draws"],
     )
+
+
+def open_trace(path: str | Path) -> Trace | StoredTrace:
+    """Read a trace, or, where it is too long to be held, check it and leave it where it is.
+
+    An imported trace whose draws need not be consecutive can only be checked as a whole.
+    """
+    about, metadata = read_facts(path)
+    if metadata.num_rows <= stored.LONGEST_IN_MEMORY or not about["consecutive_draws"]:
+        return read_trace(path)
+    return StoredTrace(path)
 
 
 # --- runs ---
@@ -191,7 +171,8 @@ def write_frame(frame: Any, path: str | Path) -> None:
 def write_run(folder: str | Path, scenario: Any, run: Run) -> None:
     """Write a run's files into a folder, which should be one from `folder_aside`."""
     folder = Path(folder)
-    write_trace(run.trace, folder / TRACE)
+    if not (isinstance(run.trace, StoredTrace) and run.trace.path == folder / TRACE):
+        write_trace(run.trace, folder / TRACE)
     if scenario.problem is not None:
         write_frame(run.metrics, folder / METRICS)
         with aside(folder / ITERATES) as partial, open(partial, "wb") as handle:
@@ -213,7 +194,7 @@ def open_run(folder: str | Path) -> Run:
     if not (folder / SCENARIO).is_file() or not (folder / TRACE).is_file():
         what = "a sweep: read results.parquet" if (folder / "results.parquet").is_dir() else "no run directory"
         raise ResultsError(f"{folder}: is {what}")
-    trace = read_trace(folder / TRACE)
+    trace = open_trace(folder / TRACE)
     summary, scenario = read_json(folder / SUMMARY), read_json(folder / SCENARIO)
     if "problem" not in scenario:
         return Run(trace=trace, final_iterates=np.empty((trace.replicas.size, 0)), summary=summary, scenario=scenario)

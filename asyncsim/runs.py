@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from asyncsim.stored import StoredTrace
 from asyncsim.trace import Trace
 
 
@@ -45,7 +46,7 @@ class Run:
         from `asyncsim.run` and `asyncsim.open_run`.
     """
 
-    trace: Trace
+    trace: Trace | StoredTrace
     final_iterates: np.ndarray = field(repr=False)
     iterates: np.ndarray | None = field(default=None, repr=False)
     measurements: dict[str, np.ndarray] = field(default_factory=dict, repr=False)

@@ -66,6 +66,22 @@ class UpdateRows(NamedTuple):
     oldest_read: int
 
 
+class Before(NamedTuple):
+    """What the rules must know of the rows before, where only a part of a replica is checked.
+
+    `times` are those of updates `base`, `base` + 1, …: of all that the part applies or that a worker may still have
+    read, NaN where not known yet. `last` is the row before, as columns of length one; `newest` the newest update so
+    far.
+    """
+
+    rows: int
+    last: Mapping[str, np.ndarray]
+    newest: int
+    next_draw: np.ndarray
+    base: int
+    times: np.ndarray
+
+
 class TraceError(ValueError):
     """A table that breaks a rule of docs/trace.md; the message names the rule and the first row that breaks it."""
 
@@ -120,7 +136,18 @@ class Trace:
         self.replicas = _column(count, np.int32, "replicas")
         self.events = tuple((int(r), float(t), int(w), str(kind)) for r, t, w, kind in events)
         self.consecutive_draws = bool(consecutive_draws)
+        self.before: Before | None = None
         check(self)
+
+    @classmethod
+    def excerpt(cls, trace: Any, columns: Mapping[str, np.ndarray], places: Any, before: Before | None = None) -> Trace:
+        """Return rows of a trace as a table of their own, unchecked; `places` are those of their replicas."""
+        part = cls.__new__(cls)
+        part._columns = {name: columns[name] for name in COLUMNS if name in columns}
+        part.seed, part.workers, part.events = trace.seed, trace.workers, ()
+        part.updates, part.replicas = trace.updates[places], trace.replicas[places]
+        part.consecutive_draws, part.before = trace.consecutive_draws, before
+        return part
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Return a column, read-only."""
@@ -158,6 +185,10 @@ class Trace:
         used = (self["status"] == APPLIED) & (self["update"] >= warmup)
         return self["update"][used] - self["read_version"][used]
 
+    def parts(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
+        """Yield these columns, part by part where the trace is too long to be held: here all of it at once."""
+        yield {name: self[name] for name in names}
+
     def rows_of(self, replica: int) -> slice:
         """Return where the rows of a replica stand."""
         column = self["replica"]
@@ -192,13 +223,19 @@ class Trace:
 
     def sha256(self) -> str:
         """Return the hash of what the trace says: its columns, seed, workers, updates and events, not its file."""
-        digest = hashlib.sha256()
-        for name, column in self._columns.items():
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("<")).tobytes())
-        digest.update(repr((self.seed, self.workers, self.updates.tolist(), self.replicas.tolist())).encode())
-        digest.update(repr(self.events).encode())
-        return digest.hexdigest()
+        return sha256(self)
+
+
+def sha256(trace: Any) -> str:
+    """Return the hash of a trace that gives its columns part by part."""
+    digest = hashlib.sha256()
+    for name in trace.columns:
+        digest.update(name.encode())
+        for part in trace.parts(name):
+            digest.update(np.ascontiguousarray(part[name], dtype=part[name].dtype.newbyteorder("<")).data)
+    digest.update(repr((trace.seed, trace.workers, trace.updates.tolist(), trace.replicas.tolist())).encode())
+    digest.update(repr(trace.events).encode())
+    return digest.hexdigest()
 
 
 def _column(values: Any, kind: Any, name: str, *, copy: bool = True) -> np.ndarray:
@@ -240,7 +277,8 @@ def _refuse(trace: Trace, rule: int, bad: np.ndarray, message: str) -> None:
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         shown = ", ".join(f"{name}={trace[name][row]}" for name in trace.columns)
-        raise TraceError(f"rule {rule}: {message} (row {row}: {shown})")
+        number = row if trace.before is None else trace.before.rows + row
+        raise TraceError(f"rule {rule}: {message} (row {number}: {shown})")
 
 
 def _same_length(trace: Trace) -> None:
@@ -271,22 +309,31 @@ def _time_order(trace: Trace) -> None:
 
 
 def _row_order(trace: Trace) -> None:
-    _refuse(trace, 4, np.diff(trace["replica"], prepend=-(2**31)) < 0, "rows must be grouped by increasing replica")
-    same = np.diff(trace["replica"], prepend=-1) == 0
-    keys = order_keys(trace)
+    columns = {name: trace[name] for name in trace.columns}
+    skip = 0
+    if trace.before is not None and trace.before.last:
+        columns = {name: np.concatenate([trace.before.last[name], column]) for name, column in columns.items()}
+        skip = columns["draw"].size - len(trace)
+    mixed = np.diff(columns["replica"], prepend=-(2**31)) < 0
+    _refuse(trace, 4, mixed[skip:], "rows must be grouped by increasing replica")
+    same = np.diff(columns["replica"], prepend=-1) == 0
+    keys = order_keys(columns)
     if keys is None:
-        applied = np.where(trace["status"] == APPLIED, trace["update"], -1)
-        previous = _running_maximum(applied, same)
-        _refuse(trace, 4, same & (applied >= 0) & (applied < previous), "without times, rows must follow their updates")
+        applied = np.where(columns["status"] == APPLIED, columns["update"], -1)
+        if skip:
+            assert trace.before is not None
+            applied[0] = trace.before.newest
+        behind = same & (applied >= 0) & (applied < _running_maximum(applied, same))
+        _refuse(trace, 4, behind[skip:], "without times, rows must follow their updates")
         return
-    before = np.zeros(len(trace), dtype=bool)
+    before = np.zeros(same.size, dtype=bool)
     tied = same.copy()
     for key in keys:
         step = np.diff(key, prepend=key[:1])
         before |= tied & (step < 0)
         tied &= step == 0
     before |= tied  # equal in everything, the draw included: the same gradient twice
-    _refuse(trace, 4, before, "rows must be in order of arrival, ties by kind, worker and draw")
+    _refuse(trace, 4, before[skip:], "rows must be in order of arrival, ties by kind, worker and draw")
 
 
 def order_keys(trace: Trace | Mapping[str, np.ndarray]) -> list[np.ndarray] | None:
@@ -324,11 +371,18 @@ def _versions(trace: Trace) -> None:
 
 
 def _no_gaps(trace: Trace) -> None:
+    if trace.before is not None:
+        return  # seen only when the replica is over
     for replica, count, rows in trace.slices():
         used = trace["update"][rows][trace["status"][rows] == APPLIED]
         missing = np.flatnonzero(np.bincount(used, minlength=count)[:count] == 0)
         if missing.size:
-            raise TraceError(f"rule 6: updates must count 0 … {count - 1}: replica {replica} lacks update {missing[0]}")
+            refuse_gap(replica, count, int(missing[0]))
+
+
+def refuse_gap(replica: int, count: int, missing: int) -> None:
+    """Raise the error of rule 6."""
+    raise TraceError(f"rule 6: updates must count 0 … {count - 1}: replica {replica} lacks update {missing}")
 
 
 def _draws(trace: Trace) -> None:
@@ -338,7 +392,8 @@ def _draws(trace: Trace) -> None:
     step = np.diff(draw, prepend=-1)
     bad = np.zeros(len(trace), dtype=bool)
     if trace.consecutive_draws:
-        bad[order] = np.where(new, draw != 0, step != 1)
+        first = 0 if trace.before is None else trace.before.next_draw[trace["worker"][order]]
+        bad[order] = np.where(new, draw != first, step != 1)
         _refuse(trace, 7, bad, "draws of a worker must count 0, 1, 2, …")
     else:
         bad[order] = ~new & (step <= 0)
@@ -351,11 +406,12 @@ def _one_time_per_update(trace: Trace) -> None:
     for replica, count, rows in trace.slices():
         applied = trace["status"][rows] == APPLIED
         update, time = trace["update"][rows][applied], trace["apply_time"][rows][applied]
-        first = np.full(count, np.nan)
-        first[update] = time
+        base, first = (0, np.full(count, np.nan)) if trace.before is None else (trace.before.base, trace.before.times)
+        update -= base
+        first[update] = np.where(np.isnan(first[update]), time, first[update])
         unequal = (first[update] != time) & ~(np.isnan(first[update]) & np.isnan(time))
         if unequal.any():
-            raise TraceError(f"rule 8: replica {replica}: update {update[unequal][0]} has two apply times")
+            raise TraceError(f"rule 8: replica {replica}: update {base + update[unequal][0]} has two apply times")
         known = first[~np.isnan(first)]
         if (np.diff(known) < 0).any():
             raise TraceError(f"rule 8: replica {replica}: apply times must not decrease from update to update")
@@ -366,13 +422,19 @@ def _reads_agree(trace: Trace) -> None:
         return
     bad = np.zeros(len(trace), dtype=bool)
     for replica, _, rows in trace.slices():
-        times = trace.update_times(replica)
-        read, version = trace["read_time"][rows], trace["read_version"][rows]
+        base, times = (0, trace.update_times(replica)) if trace.before is None else _known_times(trace.before)
+        read, version = trace["read_time"][rows], trace["read_version"][rows] - base
         if np.isnan(times).any():
             continue
         fewest, most = np.searchsorted(times, read, side="left"), np.searchsorted(times, read, side="right")
         bad[rows] = ~np.isnan(read) & ((version < fewest) | (version > most))
     _refuse(trace, 9, bad, "read_version must be the number of updates applied by read_time")
+
+
+def _known_times(before: Before) -> tuple[int, np.ndarray]:
+    """Return the first update of which the time is known, and the times from there to the last one known."""
+    known = np.flatnonzero(~np.isnan(before.times))
+    return before.base, before.times[: known[-1] + 1 if known.size else 0]
 
 
 RULES = (

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asyncsim.scenario import Scenario, ScenarioError
+from asyncsim.scenario import MAX_UPDATES, Scenario, ScenarioError
 
 if TYPE_CHECKING:
     from asyncsim.sources.simpy_model import OnUpdate
+    from asyncsim.sources.table import TraceParts
+    from asyncsim.stored import StoredTrace
     from asyncsim.trace import Trace
 
 ENGINES = ("auto", "compiled", "simpy")
@@ -49,10 +52,13 @@ def simulate(
     >>> round(float(trace.staleness().mean()), 1)
     3.0
     """
-    which = scenario.run.replicas if replicas is None else replicas
-    identifiers = list(range(which)) if isinstance(which, int) else sorted(set(which))
+    identifiers = _identifiers(scenario, replicas)
     if scenario.run.source == "simulate":
-        return _simulate_cluster(scenario, choose_engine(scenario, engine), identifiers, on_update, progress)
+        from asyncsim.sources.table import TraceParts
+
+        parts = TraceParts(_bytes_on_wire(scenario))
+        _fill(parts, scenario, engine, identifiers, on_update, progress)
+        return parts.trace(seed=scenario.seed, workers=scenario.workers)
     if on_update is not None:
         raise ScenarioError(f"on_update needs run.source = 'simulate', not '{scenario.run.source}'")
     if scenario.run.source == "synthetic":
@@ -62,6 +68,44 @@ def simulate(
     from asyncsim.results import read_trace
 
     return read_trace(str(scenario.run.trace))
+
+
+def simulate_to_file(
+    scenario: Scenario,
+    file: str | Path,
+    *,
+    engine: str | None = None,
+    replicas: int | Iterable[int] | None = None,
+    on_update: OnUpdate | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> StoredTrace:
+    """Simulate a cluster as `simulate` does, but write the trace to a file, and hold only what may still change.
+
+    The file is there as a whole or not at all. What is returned gives the trace in parts, from the file.
+    """
+    from asyncsim.results import aside
+    from asyncsim.sources.table import TraceFile
+    from asyncsim.stored import StoredTrace
+
+    identifiers = _identifiers(scenario, replicas)
+    most = scenario.run.updates or MAX_UPDATES
+    with aside(file) as partial:
+        parts = TraceFile(
+            _bytes_on_wire(scenario),
+            partial,
+            seed=scenario.seed,
+            workers=scenario.workers,
+            replicas=identifiers,
+            most=most,
+        )
+        _fill(parts, scenario, engine, identifiers, on_update, progress)
+        parts.close()
+    return StoredTrace(file, checked=True)
+
+
+def _identifiers(scenario: Scenario, replicas: int | Iterable[int] | None) -> list[int]:
+    which = scenario.run.replicas if replicas is None else replicas
+    return list(range(which)) if isinstance(which, int) else sorted(set(which))
 
 
 def only_in_python(scenario: Scenario) -> str | None:
@@ -90,19 +134,34 @@ def choose_engine(scenario: Scenario, engine: str | None = None) -> str:
     return "simpy" if asked == "simpy" or cannot is not None else "compiled"
 
 
-def _simulate_cluster(scenario: Scenario, engine: str, identifiers: list[int], on_update: Any, progress: Any) -> Trace:
-    from asyncsim.sources.table import TraceParts
+def _message_bytes(scenario: Scenario) -> int:
+    return BYTES_PER_COORDINATE * (1 if scenario.problem is None else scenario.problem.dimension)
 
-    if engine == "compiled":
+
+def _bytes_on_wire(scenario: Scenario) -> int | None:
+    assert scenario.cluster is not None
+    return None if scenario.cluster.network is None else _message_bytes(scenario)
+
+
+def _fill(
+    parts: TraceParts,
+    scenario: Scenario,
+    engine: str | None,
+    identifiers: list[int],
+    on_update: OnUpdate | None,
+    progress: Callable[[int], Any] | None,
+) -> None:
+    """Simulate these replicas, one after another."""
+    if choose_engine(scenario, engine) == "compiled":
         from asyncsim.sources.compiled import run_replica
     else:
         from asyncsim.sources.simpy_model import run_replica
-    coordinates = 1 if scenario.problem is None else scenario.problem.dimension
-    message_bytes = BYTES_PER_COORDINATE * coordinates
-    assert scenario.cluster is not None
-    parts = TraceParts(None if scenario.cluster.network is None else message_bytes)
     for replica in identifiers:
-        updates = run_replica(scenario, replica, message_bytes=message_bytes, on_update=on_update, parts=parts)
-        if progress is not None:
-            progress(updates)
-    return parts.trace(seed=scenario.seed, workers=scenario.workers)
+        run_replica(
+            scenario,
+            replica,
+            message_bytes=_message_bytes(scenario),
+            on_update=on_update,
+            parts=parts,
+            progress=progress or (lambda count: None),
+        )

@@ -11,7 +11,7 @@ from asyncsim.durations import Constant, SimulationError
 from asyncsim.network import Routes
 from asyncsim.scenario import Scenario
 from asyncsim.sources import event_loop
-from asyncsim.sources.event_loop import Cluster, Columns, Memory, advance, oldest_read, settle
+from asyncsim.sources.event_loop import Cluster, Columns, Memory, advance, final_rows, oldest_read, settle
 from asyncsim.sources.table import TraceParts
 from asyncsim.trace import COLUMNS, UpdateRows, order_keys
 
@@ -20,6 +20,9 @@ _SENDS_TO = {
     "last": event_loop.LAST,
     "everyone": event_loop.EVERYONE,
 }
+#: Updates after which the loop comes back to say how far it is.
+PAUSE_AFTER = 1 << 17
+
 _REQUESTS = {"go": event_loop.GO, "barrier": event_loop.BARRIER, "stop": event_loop.STOP}
 
 
@@ -30,17 +33,25 @@ def run_replica(
     message_bytes: int,
     on_update: Callable[[UpdateRows], str] | None,
     parts: TraceParts,
-) -> int:
-    """Run one replica to its end, add its rows to `parts`, and return its number of updates."""
+    progress: Callable[[int], Any],
+) -> None:
+    """Run one replica to its end, and give its rows to `parts`: early those that are final, where it holds but few."""
     cluster = _cluster(scenario, message_bytes, reports=on_update is not None)
     memory = _memory(cluster)
     rows = 1024 if scenario.run.updates is None else scenario.run.updates * cluster.batch
-    columns = _columns(rows + cluster.workers + 64)
+    columns = _columns(min(rows, parts.most_rows) + cluster.workers + 64)
     counter, seed = memory.counter, np.uint64(scenario.seed)
-    barriers, request = 0, event_loop.GO
+    barriers, request, reported = 0, event_loop.GO, 0
     while True:
-        why = advance(cluster, memory, columns, seed, replica, request)
+        pause = min(reported + PAUSE_AFTER, cluster.last_update)
+        why = advance(cluster._replace(last_update=pause), memory, columns, seed, replica, request)
         request = event_loop.GO
+        if counter[event_loop.VERSION] == pause:
+            progress(pause - reported)
+            reported = pause
+            if why == event_loop.OVER and pause < cluster.last_update:
+                counter[event_loop.PHASE] = event_loop.AFTER_APPLY  # a pause, not the end
+                continue
         if why == event_loop.OVER:
             break
         if why == event_loop.STILL:
@@ -48,6 +59,8 @@ def run_replica(
                 f"replica {replica} stands still at version {counter[event_loop.VERSION]}: nothing can happen any more"
             )
         if why == event_loop.GROW:
+            if counter[event_loop.ROWS] > parts.most_rows:
+                _hand_over(replica, memory, columns, parts)
             memory, columns = _grown(cluster, memory, columns)
             counter = memory.counter
             continue
@@ -61,15 +74,34 @@ def run_replica(
             parts.event(replica, float(memory.clock[event_loop.NOW]), -1, "stop")
         request = _REQUESTS[answer]
     updates = int(counter[event_loop.VERSION])
+    progress(updates - reported)
     kept, in_order = settle(memory, columns, updates)
     part = {name: column[:kept] for name, column in columns._asdict().items()}
-    if not in_order:
-        keys = order_keys(part)
-        assert keys is not None
-        order = np.lexsort(keys[::-1])
-        part = {name: column[order] for name, column in part.items()}
-    parts.add(replica, updates, part)
-    return updates
+    parts.add(replica, updates, part if in_order else _sorted(part))
+
+
+def _sorted(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return rows in the order of the trace."""
+    keys = order_keys(part)
+    assert keys is not None
+    order = np.lexsort(keys[::-1])
+    return {name: column[order] for name, column in part.items()}
+
+
+def _hand_over(replica: int, memory: Memory, columns: Columns, parts: TraceParts) -> None:
+    """Give the rows that are final to `parts`, and move the others to the front; not where that makes little room."""
+    counter, pending = memory.counter, memory.pending
+    rows, final = int(counter[event_loop.ROWS]), final_rows(memory, columns)
+    if 2 * final < rows:
+        return
+    part = _sorted({name: column[:final] for name, column in columns._asdict().items()})
+    part["update"] = np.maximum(part["update"], -1)
+    parts.add_early(replica, part)
+    for column in columns:
+        column[: rows - final] = column[final:rows]
+    waiting = np.arange(counter[event_loop.HEAD], counter[event_loop.HEAD] + counter[event_loop.PENDING])
+    pending[waiting & (pending.size - 1)] -= final
+    counter[event_loop.ROWS] = rows - final
 
 
 def _update_rows(cluster: Cluster, memory: Memory, columns: Columns, replica: int) -> UpdateRows:

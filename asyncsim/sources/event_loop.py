@@ -516,24 +516,44 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
 
 
 @njit
-def settle(memory, columns, version):  # type: ignore[no-untyped-def]
-    """Close a replica that ends with `version` updates: drop rows that do not count; return (rows, whether in order).
-
-    Dropped are gradients that wait for an update, those settled after the last one, and those settled while an earlier
-    draw of the same worker was not.
-    """
+def _unsettled_draws(memory, columns, version):  # type: ignore[no-untyped-def]
+    """Return each worker's first draw whose fate is not settled by update `version` − 1; 2**62 if there is none."""
     counter = memory.counter
     unsettled = np.full(memory.last_draw.size, 2**62)
     for place in range(counter[TOP_EMPTY], counter[HEAP]):
         g = memory.gradients[memory.heap_slot[place]]
         if g.version >= 0:
             unsettled[g.worker] = min(unsettled[g.worker], g.draw)
-    rows = counter[ROWS]
-    for row in range(rows):
+    for row in range(counter[ROWS]):
         update = columns.update[row]
         if update == WAITING or update == -2 - version:
             worker = columns.worker[row]
             unsettled[worker] = min(unsettled[worker], columns.draw[row])
+    return unsettled
+
+
+@njit
+def final_rows(memory, columns):  # type: ignore[no-untyped-def]
+    """Return how many rows at the beginning are as they will be at the end, and earlier than all others to come."""
+    unsettled = _unsettled_draws(memory, columns, memory.counter[VERSION])
+    final = 0
+    for row in range(memory.counter[ROWS]):
+        if row > 0 and _settled_at(columns, row - 1) < _settled_at(columns, row):
+            final = row
+        if columns.draw[row] >= unsettled[columns.worker[row]]:
+            break
+    return final
+
+
+@njit
+def settle(memory, columns, version):  # type: ignore[no-untyped-def]
+    """Close a replica that ends with `version` updates: drop rows that do not count; return (rows, whether in order).
+
+    Dropped are gradients that wait for an update, those settled after the last one, and those settled while an earlier
+    draw of the same worker was not.
+    """
+    rows = memory.counter[ROWS]
+    unsettled = _unsettled_draws(memory, columns, version)
     kept = 0
     in_order = True
     for row in range(rows):

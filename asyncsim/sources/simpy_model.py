@@ -431,7 +431,13 @@ class ClusterModel:
 
 
 def run_replica(
-    scenario: Scenario, replica: int, *, message_bytes: int, on_update: OnUpdate | None, parts: TraceParts
-) -> int:
-    """Run one replica to its end, add its rows to `parts`, and return its number of updates."""
-    return ClusterModel(scenario, replica, message_bytes=message_bytes, on_update=on_update, parts=parts).run()
+    scenario: Scenario,
+    replica: int,
+    *,
+    message_bytes: int,
+    on_update: OnUpdate | None,
+    parts: TraceParts,
+    progress: Callable[[int], Any],
+) -> None:
+    """Run one replica to its end and add its rows to `parts`."""
+    progress(ClusterModel(scenario, replica, message_bytes=message_bytes, on_update=on_update, parts=parts).run())

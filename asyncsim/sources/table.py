@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from asyncsim import stored
+from asyncsim.checking import Checker
+from asyncsim.stored import Facts, TraceWriter
 from asyncsim.trace import COLUMNS, TIMES, Trace, order_keys
 
 _FIELDS = ("worker", "draw", "read_version", "update", "status", *TIMES)
 
 
 class TraceParts:
-    """The finished replicas of a trace under construction, and the events noted in them."""
+    """The rows of a trace under construction, replica by replica, and the events noted in them."""
+
+    #: Rows that a replica may hold before it gives those that are final.
+    most_rows = 2**62
 
     def __init__(self, message_bytes: int | None):
         """Begin; `message_bytes` is what a message weighs on the wire, None where there is no wire."""
@@ -27,19 +34,20 @@ class TraceParts:
         self.events.append((replica, time, worker, kind))
 
     def add(self, replica: int, updates: int, part: dict[str, np.ndarray]) -> None:
-        """Add a replica: its columns, in order."""
+        """Add a replica, or the rest of one: its columns, in order."""
+        self.add_early(replica, part)
         self.replicas.append(replica)
         self.updates.append(updates)
+
+    def add_early(self, replica: int, part: dict[str, np.ndarray]) -> None:
+        """Add the first rows of a replica that goes on."""
         self.parts.append({"replica": np.full(part["worker"].size, replica, dtype=np.int32), **part})
 
     def trace(self, *, seed: int, workers: int) -> Trace:
         """Return the checked trace. The parts are its own from now on."""
         columns = {name: self._whole(name) for name in ("replica", *_FIELDS)}
-        if self.message_bytes is not None:
-            size = np.full(columns["worker"].size, self.message_bytes, dtype=np.int64)
-            columns |= {"bytes_up": np.where(np.isnan(columns["done_time"]), 0, size), "bytes_down": size}
         return Trace(
-            columns,
+            columns | self._bytes(columns),
             seed=seed,
             workers=workers,
             updates=self.updates,
@@ -48,10 +56,49 @@ class TraceParts:
             copy=False,
         )
 
+    def _bytes(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the columns of what went over the wire, where there is one."""
+        if self.message_bytes is None:
+            return {}
+        size = np.full(columns["worker"].size, self.message_bytes, dtype=np.int64)
+        return {"bytes_up": np.where(np.isnan(columns["done_time"]), 0, size), "bytes_down": size}
+
     def _whole(self, name: str) -> np.ndarray:
         """Return a column of all replicas; the parts let go of it, so that a long trace is not held twice."""
         pieces = [part.pop(name) for part in self.parts]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+class TraceFile(TraceParts):
+    """A trace under construction in a file, checked as it is written; only rows that may still change are held."""
+
+    def __init__(
+        self, message_bytes: int | None, path: Path, *, seed: int, workers: int, replicas: list[int], most: int
+    ):
+        """Begin; no replica makes more than `most` updates."""
+        super().__init__(message_bytes)
+        self.most_rows = stored.ROW_GROUP
+        columns = ("replica", *_FIELDS, *(() if message_bytes is None else ("bytes_up", "bytes_down")))
+        self.writer = TraceWriter(path, columns)
+        self.facts = Facts(seed, workers, np.full(len(replicas), most), np.array(replicas, dtype=np.int32))
+        self.checker = Checker(self.facts)
+
+    def add(self, replica: int, updates: int, part: dict[str, np.ndarray]) -> None:
+        """Add a replica, or the rest of one: its columns, in order."""
+        super().add(replica, updates, part)
+        self.facts.updates[len(self.updates) - 1] = updates
+        self.checker.end_before(len(self.updates))
+
+    def add_early(self, replica: int, part: dict[str, np.ndarray]) -> None:
+        """Add the first rows of a replica that goes on."""
+        if part["worker"].size:
+            columns = {"replica": np.full(part["worker"].size, replica, dtype=np.int32), **part, **self._bytes(part)}
+            self.checker.check(replica, columns)
+            self.writer.write(columns)
+
+    def close(self) -> None:
+        """End the file."""
+        self.writer.close(self.facts._replace(events=tuple(self.events)))
 
 
 class SettledGradients:
