@@ -8,6 +8,7 @@ itself sends tasks out, and sends them out again where a Dask worker or its mach
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from asyncsim.executors.local import local
 #: Batches that each thread of the cluster gets if all take equally long: few, as each starts a process, and enough that
 #: all threads end at about the same time.
 BATCHES_PER_THREAD = 4
+
+#: Run by each Dask worker that we start: the terminal's Ctrl-C is for us, and we end the workers.
+IGNORE_INTERRUPT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 #: Threads that a cluster is taken to have later, where it has none yet.
 THREADS_TO_COME = 64
@@ -35,7 +39,13 @@ def dask(
 
     with contextlib.ExitStack() as stack:
         if scheduler is None:
-            cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+            cluster = LocalCluster(
+                n_workers=jobs,
+                threads_per_worker=1,
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,  # workers grumble as it is closed; what goes wrong with a task we say
+                preload=[IGNORE_INTERRUPT],
+            )
             scheduler = stack.enter_context(cluster).scheduler_address
         client = stack.enter_context(Client(scheduler, set_as_default=False))
         threads = sum(client.nthreads().values()) or THREADS_TO_COME
