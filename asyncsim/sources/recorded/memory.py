@@ -1,0 +1,194 @@
+"""The memory that worker processes share: the model, its version, the rows written so far, and locks.
+
+It is a file without a name, handed down to the workers as a descriptor, so nothing is left behind however the run ends.
+Locks are those of the kernel on bytes of that file: a process that is killed loses its locks with it, which a semaphore
+does not do.
+
+Everything is arranged so that a worker may be killed at any instruction. A row is written behind the last one, and only
+then is the number of rows raised: that one store is the update. The model has two places, of which the last row's
+version says the current one. Where readers may see blocks of different versions there is one place, and the new model
+is first written beside it in full: whoever comes next finishes what a dead writer has begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import pickle
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from asyncsim.blocks import block_bounds
+
+#: Room for rows; pages that are never touched cost nothing.
+MOST_ROWS = 1 << 24
+#: Durations that lie ready for each worker.
+AHEAD = 4096
+#: Bytes for what a method's server keeps beside the model, more than it needs at the beginning.
+SPARE = 1 << 16
+
+#: One row: ten columns, the version that it left behind, and the checksum of that version.
+ROW = np.dtype(
+    [
+        ("worker", "i8"),
+        ("draw", "i8"),
+        ("read_version", "i8"),
+        ("update", "i8"),
+        ("status", "i8"),
+        ("read_time", "f8"),
+        ("start_time", "f8"),
+        ("done_time", "f8"),
+        ("arrive_time", "f8"),
+        ("apply_time", "f8"),
+        ("version", "i8"),
+        ("checksum", "u8"),
+    ]
+)
+#: What a worker is doing: the draw that it computes or is about to, and what it read for it.
+DOING = np.dtype([("draw", "i8"), ("reading", "i8"), ("read_version", "i8"), ("read_time", "f8"), ("supplied", "i8")])
+
+# Places in the vector of counters.
+ROWS, OVER, UNFINISHED, COUNTERS = range(4)
+# Why the run is over.
+RUNNING, DONE, DIVERGED, FULL = range(4)
+
+#: The byte that stands for the right to update; those after it stand for the blocks.
+UPDATE = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes: coordinates, workers, blocks (0 where reads are whole), bytes of what the server keeps."""
+
+    dimension: int
+    workers: int
+    blocks: int
+    extra: int
+
+    @property
+    def rows(self) -> int:
+        """Room for rows."""
+        return min(MOST_ROWS, (1 << 36) // (8 * max(self.blocks, 1)))
+
+    def fields(self) -> dict[str, tuple[Any, tuple[int, ...]]]:
+        """Return the type and shape of each array, in order."""
+        return {
+            "counter": (np.dtype("i8"), (COUNTERS,)),
+            "doing": (DOING, (self.workers,)),
+            "durations": (np.dtype("f8"), (self.workers, AHEAD)),
+            "block_version": (np.dtype("i8"), (self.blocks,)),
+            "models": (np.dtype("f8"), (2, self.dimension)),
+            "extra_size": (np.dtype("i8"), (2,)),
+            "extra": (np.dtype("u1"), (2, self.extra)),
+            "log": (ROW, (self.rows,)),
+            "reads": (np.dtype("i8"), (self.rows, self.blocks)),
+        }
+
+    @property
+    def bounds(self) -> list[slice]:
+        """The coordinates of each block."""
+        return block_bounds(self.dimension, self.blocks) if self.blocks else []
+
+
+def nameless_file() -> int:
+    """Return the descriptor of a file in memory that no folder lists."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("asyncsim")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+class Memory:
+    """The arrays of a `Layout` on a shared file, and its locks."""
+
+    counter: np.ndarray
+    doing: np.ndarray
+    durations: np.ndarray
+    block_version: np.ndarray
+    models: np.ndarray
+    extra_size: np.ndarray
+    extra: np.ndarray
+    log: np.ndarray
+    reads: np.ndarray
+
+    def __init__(self, layout: Layout, file: int | None = None):
+        """Attach to the file of that descriptor, or make one."""
+        self.layout, self.file = layout, nameless_file() if file is None else file
+        self.bounds = layout.bounds
+        places, size = {}, 0
+        for name, (kind, shape) in layout.fields().items():
+            places[name] = size
+            size += -(-kind.itemsize * int(np.prod(shape)) // 64) * 64
+        if file is None:
+            os.ftruncate(self.file, size)
+        self.map = mmap.mmap(self.file, size)
+        for name, (kind, shape) in layout.fields().items():
+            setattr(self, name, np.ndarray(shape, dtype=kind, buffer=self.map, offset=places[name]))
+
+    def close(self) -> None:
+        """Let go of the file; its memory is free again when the last process has."""
+        for name in self.layout.fields():
+            delattr(self, name)
+        with contextlib.suppress(BufferError):  # somebody still looks at an array; the map goes with it
+            self.map.close()
+        os.close(self.file)
+
+    @contextmanager
+    def lock(self, byte: int = UPDATE) -> Iterator[None]:
+        """Hold a lock; the kernel takes it back from a process that ends."""
+        fcntl.lockf(self.file, fcntl.LOCK_EX, 1, byte)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self.file, fcntl.LOCK_UN, 1, byte)
+
+    @property
+    def version(self) -> int:
+        """The current version."""
+        rows = int(self.counter[ROWS])
+        return int(self.log[rows - 1]["version"]) if rows else 0
+
+    def model(self, version: int) -> np.ndarray:
+        """Return where a version lies, or will lie."""
+        return np.asarray(self.models[0 if self.layout.blocks else version % 2])
+
+    def finish(self) -> None:
+        """Write a model that lies ready to its place, block by block: our own, or that of a writer that was killed.
+
+        The right to update must be ours.
+        """
+        rows = int(self.counter[ROWS])
+        if self.counter[UNFINISHED] != rows + 1:
+            return
+        version = int(self.log[rows]["version"])
+        for block, bounds in enumerate(self.bounds):
+            with self.lock(UPDATE + 1 + block):
+                self.block_version[block] = -version
+                self.models[0, bounds] = self.models[1, bounds]
+                self.block_version[block] = version
+                if block == len(self.bounds) - 1:
+                    self.log[rows]["apply_time"] = time.monotonic()
+                    self.counter[ROWS] = rows + 1
+
+    def kept(self, version: int) -> Any:
+        """Return what the server keeps beside a version."""
+        size = int(self.extra_size[version % 2])
+        return pickle.loads(self.extra[version % 2, :size].tobytes()) if size else None
+
+    def keep(self, version: int, what: Any) -> None:
+        """Write what the server keeps beside a version, not yet current."""
+        data = b"" if what is None else pickle.dumps(what, protocol=5)
+        if len(data) > self.layout.extra:
+            raise RuntimeError(
+                f"what the method keeps has grown to {len(data):,} bytes, from {self.layout.extra - SPARE:,}"
+            )
+        self.extra[version % 2, : len(data)] = np.frombuffer(data, dtype=np.uint8)
+        self.extra_size[version % 2] = len(data)
