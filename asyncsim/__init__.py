@@ -9,12 +9,14 @@ any trace, deterministically.
 >>> run = asyncsim.replay(trace, scenario.method, scenario.problem)
 """
 
+from asyncsim.calibration import calibrate
 from asyncsim.experiment import run
 from asyncsim.replay import replay
 from asyncsim.results import open_run
 from asyncsim.runs import Run
 from asyncsim.scenario import Scenario, ScenarioError, load
 from asyncsim.sources import simulate
+from asyncsim.sources.imported import import_trace
 from asyncsim.trace import Trace, TraceError
 
 __version__ = "0.1.0"
@@ -25,6 +27,8 @@ __all__ = [
     "ScenarioError",
     "Trace",
     "TraceError",
+    "calibrate",
+    "import_trace",
     "load",
     "open_run",
     "replay",

@@ -1,4 +1,4 @@
-"""The command line: run, check, plot, export, schema, list.
+"""The command line: run, check, plot, export, import-trace, calibrate, schema, list.
 
 Exit codes: 0 done, 1 ran but failed (a run diverged), 2 bad input, 130 interrupted with what was done kept.
 """
@@ -235,6 +235,67 @@ def export(folder: str, style: str, out: str | None) -> None:
     else:
         raise ResultsError(f"{folder}: its trace has no times, so there is no timeline to export")
     click.echo(target)
+
+
+def _map(context: click.Context, option: click.Parameter, settings: tuple[str, ...]) -> dict[str, str]:
+    """Return what ``--map what=column`` says."""
+    columns: dict[str, str] = {}
+    for setting in settings:
+        what, equals, column = (part.strip() for part in setting.partition("="))
+        if not (equals and what and column) or what in columns:
+            raise click.BadParameter(f"must read WHAT=COLUMN, such as worker=rank, each once; got '{setting}'")
+        columns[what] = column
+    return columns
+
+
+_map_option = click.option(
+    "--map", "columns", multiple=True, callback=_map, metavar="WHAT=COLUMN", help="What a column is (repeatable)."
+)
+
+
+@main.command("import-trace")
+@click.argument("file", type=click.Path())
+@click.option("-o", "--out", type=click.Path(), required=True, help="Trace to write, such as trace.parquet.")
+@_map_option
+@click.option("--workers", type=click.IntRange(min=1), help="Number of workers; found from the file if left out.")
+@click.option("--scale", type=float, default=1.0, help="Multiply times: 1e-3 turns milliseconds into seconds.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, help="Seed of what is replayed on it.")
+def import_trace(file: str, out: str, **settings: Any) -> None:
+    """Import a schedule that others measured, from CSV or Parquet.
+
+    FILE has one row per gradient (worker; read, start, done, arrive, apply times; read_version, update, staleness), one
+    column of delays, or one column per worker with the age of its gradient.
+    """
+    from asyncsim.results import write_trace
+    from asyncsim.sources.imported import import_trace as read
+
+    trace = read(file, **settings)
+    write_trace(trace, out)
+    mean = trace.staleness().mean()
+    click.echo(
+        f"{out}: {len(trace):,} gradients of {trace.workers} workers, {int(trace.updates.sum()):,} updates, "
+        f"mean staleness {mean:.4g}, {'with' if trace.has_times else 'without'} times"
+    )
+
+
+@main.command()
+@click.argument("source", type=click.Path())
+@click.option("-o", "--out", type=click.Path(), required=True, help="TOML file to write, such as cluster.toml.")
+@click.option("--warmup", type=click.IntRange(min=0), help="Updates to leave out; the run's own if left out.")
+@click.option("--workers", type=click.IntRange(min=1), help="Number of workers, where the file does not say.")
+@_map_option
+@click.option("--time-unit", help="Label of the unit of time; the run's own if left out, else s.")
+def calibrate(source: str, out: str, **settings: Any) -> None:
+    """Fit a cluster to a run, a trace or a file of delays.
+
+    The file OUT is a scenario's [cluster], for `extends`. The report says which assumptions hold.
+    """
+    from asyncsim.calibration import calibrate as fit
+
+    found = fit(source, **settings)
+    written = found.write(out)
+    click.echo("\n".join(found.lines()))
+    click.echo(f"\n{', '.join(map(str, written))}")
 
 
 @main.command()
