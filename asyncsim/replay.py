@@ -103,23 +103,27 @@ def _batches(trace: Trace, largest: int) -> Iterator[tuple[np.ndarray, Schedule]
 
     Those are replicas with equally many updates of equally many gradients each, in order; any other runs alone.
     """
-    applied = trace["status"] == APPLIED
-    shapes: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
-    for place, (_, updates, rows) in enumerate(trace.slices()):
-        mine = np.flatnonzero(applied[rows]) + rows.start
-        mine = mine[np.argsort(trace["update"][mine], kind="stable")]
-        counts = np.bincount(trace["update"][mine], minlength=updates)
-        even = updates > 0 and bool((counts == counts[0]).all())
-        shape = (updates, int(counts[0])) if even else (updates, -1 - place)
-        shapes.setdefault(shape, []).append((place, mine))
-    for (updates, gradients), members in shapes.items():
+    from asyncsim.slots import rows_by_update
+
+    begin, end = (trace["replica"].searchsorted(trace.replicas, side) for side in ("left", "right"))
+    update, status = (np.ascontiguousarray(trace[name]) for name in ("update", "status"))
+    rows, first, gradients = rows_by_update(update, status, APPLIED, begin, end, trace.updates)
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for place, (updates, count) in enumerate(zip(trace.updates.tolist(), gradients.tolist(), strict=True)):
+        shapes.setdefault((updates, count if count > 0 else -1 - place), []).append(place)
+    for (updates, count), members in shapes.items():
         for low in range(0, len(members), largest):
-            places = np.array([place for place, _ in members[low : low + largest]])
-            chosen = np.array([mine for _, mine in members[low : low + largest]])
+            places = np.array(members[low : low + largest])
+            replicas = trace.replicas[places]
             if len(places) == 1:
-                yield places, ReplicaSchedule(trace, int(trace.replicas[places[0]]), chosen[0], updates)
+                mine = rows[first[places[0]] : first[places[0] + 1]]
+                yield places, ReplicaSchedule(trace, int(replicas[0]), mine, updates)
             else:
-                yield places, BatchSchedule(trace, trace.replicas[places], chosen, updates, gradients)
+                together = rows[first[places[0]] : first[places[-1] + 1]]
+                if together.size > updates * count * len(places):  # rows of others lie between theirs
+                    together = np.concatenate([rows[first[place] : first[place + 1]] for place in places])
+                mine = together.reshape(len(places), -1)
+                yield places, BatchSchedule(trace, replicas, mine, updates, count)
 
 
 def advance(method: Any, problem: Any, state: State, memories: list[Any], rows: list[Row], reads: list[Any]) -> State:

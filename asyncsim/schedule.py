@@ -5,7 +5,8 @@ Only versions that a gradient still to come was computed from are kept, whatever
 
 from __future__ import annotations
 
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,7 +18,7 @@ class Schedule(Protocol):
 
     updates: int
 
-    def rows(self, update: int) -> list[Row]:
+    def rows(self, update: int) -> list[Any]:
         """Return the gradients of an update, in order of arrival."""
 
     def read(self, update: int, gradient: int) -> np.ndarray:
@@ -66,10 +67,25 @@ class ReplicaSchedule:
             self.kept[version] = x
 
 
+class BatchRow:
+    """A `Row` of many replicas, each field looked up when it is asked for: exact gradients need none of them."""
+
+    def __init__(self, schedule: BatchSchedule, update: int, gradient: int):
+        """Stand for the update's gradient number `gradient` in every replica."""
+        self.seed, self.replica, self.update = schedule.seed, schedule.replicas, update
+        self._schedule, self._place = schedule, (update, gradient)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return worker, draw, staleness or block, one number per replica."""
+        if name not in Row._fields:
+            raise AttributeError(f"a row has no '{name}'; it has: {', '.join(Row._fields)}")
+        return getattr(self._schedule, name)[self._place]
+
+
 class BatchSchedule:
     """Many replicas with equally many updates of equally many gradients; models have shape (replicas, d).
 
-    Replicas read different versions at the same update, so the kept ones lie in one array (slots, replicas, d), and
+    Replicas read different versions at the same update, so the kept ones lie in one array, (slots · replicas, d), and
     each replica has its own plan of which version lies in which slot.
     """
 
@@ -79,42 +95,53 @@ class BatchSchedule:
 
         self.updates, self.gradients = updates, gradients
         self.seed, self.replicas = trace.seed, replicas
-        self.places = np.arange(replicas.size)
-
-        def column(name: str) -> np.ndarray:
-            """Return a column as (updates, gradients, replicas)."""
-            shaped = trace[name][rows].reshape(replicas.size, updates, gradients)
-            return np.ascontiguousarray(shaped.transpose(1, 2, 0))
-
-        self.worker, self.draw = column("worker"), column("draw")
-        version = column("read_version")
-        self.staleness = column("update") - version
-        self.block = column("block") if "block" in trace else np.full(version.shape, -1)
-        self.read_slot, self.write_slot, self.slots = plan_slots(version)
+        self._trace, self._rows = trace, rows
+        read_at, kept_at, self.slots = plan_slots(np.ascontiguousarray(trace["read_version"]), rows, gradients)
+        self.read_at, self.kept_at = self._by_update(read_at), np.ascontiguousarray(kept_at.T)
         self.kept: np.ndarray | None = None
 
-    def rows(self, update: int) -> list[Row]:
-        """Return the gradients of an update, in order of arrival; each field holds one number per replica."""
-        return [
-            Row(
-                self.seed,
-                self.replicas,
-                self.worker[update, k],
-                self.draw[update, k],
-                update,
-                self.staleness[update, k],
-                self.block[update, k],
-            )
-            for k in range(self.gradients)
-        ]
+    def _by_update(self, table: np.ndarray) -> np.ndarray:
+        """Return what has a row for each replica as (updates, gradients, replicas)."""
+        return np.ascontiguousarray(table.reshape(-1, self.updates, self.gradients).transpose(1, 2, 0))
+
+    @cached_property
+    def worker(self) -> np.ndarray:
+        """The worker of each gradient."""
+        return self._by_update(self._trace["worker"].take(self._rows))
+
+    @cached_property
+    def draw(self) -> np.ndarray:
+        """The draw of each gradient."""
+        return self._by_update(self._trace["draw"].take(self._rows))
+
+    @cached_property
+    def staleness(self) -> np.ndarray:
+        """The staleness of each gradient."""
+        version = self._by_update(self._trace["read_version"].take(self._rows))
+        return np.arange(self.updates)[:, None, None] - version
+
+    @cached_property
+    def block(self) -> np.ndarray:
+        """The block of each gradient, −1 where the trace has none."""
+        if "block" not in self._trace:
+            return np.broadcast_to(np.int32(-1), (self.updates, self.gradients, self.replicas.size))
+        return self._by_update(self._trace["block"].take(self._rows))
+
+    def rows(self, update: int) -> list[Any]:
+        """Return the gradients of an update, in order of arrival."""
+        return [BatchRow(self, update, gradient) for gradient in range(self.gradients)]
 
     def read(self, update: int, gradient: int) -> np.ndarray:
         """Return what each replica's gradient number `gradient` was computed from."""
         assert self.kept is not None
-        return self.kept[self.read_slot[update, gradient], self.places]
+        return self.kept.take(self.read_at[update, gradient], axis=0)
 
     def write(self, version: int, x: np.ndarray) -> None:
-        """Keep a version of every replica; those that nobody will read share a last slot."""
+        """Keep a version of every replica; those that nobody will read share a slot."""
         if self.kept is None or version == 0:
-            self.kept = np.empty((self.slots + 1, *x.shape))
-        self.kept[self.write_slot[version], self.places] = x
+            self.kept = np.empty(((self.slots + 1) * len(x), x.shape[1]))
+            # A replica's model as one item: numpy copies those several times faster than rows of numbers.
+            self.model = np.dtype((np.void, self.kept[0].nbytes))
+            self.kept_models = self.kept.view(self.model)
+        x = np.ascontiguousarray(x, dtype=self.kept.dtype)
+        self.kept_models.put(self.kept_at[version], x.view(self.model))

@@ -21,7 +21,7 @@ import json
 import numpy
 import numba
 from asyncsim.slots import plan_slots
-slots = plan_slots(numpy.zeros((3, 1, 1), dtype=numpy.int64))[2]
+slots = plan_slots(numpy.zeros(3, dtype=numpy.int64), numpy.arange(3).reshape(1, 3), 1)[2]
 hits = sum(plan_slots.stats.cache_hits.values())
 print(json.dumps([slots, hits, numba.config.CACHE_DIR]))
 """

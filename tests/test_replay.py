@@ -147,15 +147,15 @@ def test_slots_hold_what_is_read():
     """Brute force: writing every version's number into its slot, each read finds the number that it asked for."""
     generator = np.random.default_rng(3)
     updates, gradients, replicas = 40, 3, 5
-    read = np.minimum(generator.integers(0, 40, (updates, gradients, replicas)), np.arange(updates)[:, None, None])
-    read_slot, write_slot, slots = plan_slots(read)
-    content = np.full((slots + 1, replicas), -1)
-    everyone = np.arange(replicas)
-    content[write_slot[0], everyone] = 0
+    newest = np.repeat(np.arange(updates), gradients)
+    read = np.minimum(generator.integers(0, updates, (replicas, updates * gradients)), newest)
+    read_at, kept_at, slots = plan_slots(read.ravel(), np.arange(read.size).reshape(read.shape), gradients)
+    content = np.full((slots + 1) * replicas, -1)
     for update in range(updates):
-        for k in range(gradients):
-            assert (content[read_slot[update, k], everyone] == read[update, k]).all()
-        content[write_slot[update + 1], everyone] = update + 1
+        content[kept_at[:, update]] = update
+        now = slice(update * gradients, (update + 1) * gradients)
+        assert (content[read_at[:, now]] == read[:, now]).all()
+    assert (kept_at % replicas == np.arange(replicas)[:, None]).all()  # nobody keeps anything in another's slot
 
 
 # --- deciding on the way ----------------------------------------------------------------------------------------------
