@@ -129,7 +129,7 @@ def empirical(durations: np.ndarray) -> Empirical:
 
 
 def distance(law: Law, durations: np.ndarray) -> float:
-    """Return the largest difference between a law's cumulative probability and the share of durations."""
+    """Return the largest difference between a continuous law's cumulative probability and the share of durations."""
     values, counts = np.unique(durations, return_counts=True)
     above = np.cumsum(counts) / durations.size
     at = np.asarray(law.cumulative(values), dtype=np.float64)

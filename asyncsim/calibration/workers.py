@@ -83,9 +83,11 @@ def inflation(durations: np.ndarray) -> float:
     positive and above what chance gives (the initial positive sequence of Geyer 1992).
     """
     n = durations.size
+    if n < 10:
+        return 1.0
     centred = durations - durations.mean()
     power = float(centred @ centred)
-    if n < 10 or power <= (1e-9 * durations.mean()) ** 2 * n:
+    if power <= (1e-9 * durations.mean()) ** 2 * n:
         return 1.0
     spectrum = np.abs(np.fft.rfft(centred, 2 * n)) ** 2
     correlation = np.fft.irfft(spectrum)[: n // 2] / power
