@@ -26,6 +26,8 @@ from asyncsim.sources.recorded.server import WorkerLost
 
 #: The longest that a proxy is waited for at once, so that somebody who is gone is noticed.
 SPELL = 0.05
+#: Seconds between two looks at whether a worker is gone.
+LISTENS_EVERY = 0.2
 
 
 class _Manager(BaseManager):
@@ -51,7 +53,7 @@ class Manager:
     def __init__(self, job: Job, *, pin: bool = False):
         self.job, self.pin = job, pin
         self.generation = 0
-        self.heard: list[Any] = []
+        self.listens_at = 0.0
 
     def __enter__(self) -> Manager:
         """Start the manager, then the workers."""
@@ -97,10 +99,16 @@ class Manager:
 
     def receive(self, timeout: float) -> Any:
         """Return the next message, a `Died`, or None."""
+        now = time.monotonic()
+        if now > self.listens_at:
+            self.listens_at = now + LISTENS_EVERY
+            message = self._listen()
+            if message is not None:
+                return message
         try:
             return self.inbox.get(True, timeout)
         except Empty:
-            return self._listen()  # what a worker has said is heard before its end is
+            return None
         except (EOFError, OSError):
             raise WorkerLost("the manager's process is gone") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
 import time
@@ -50,7 +51,8 @@ class Monitor:
         self._supply()
         self.log.begin = time.monotonic()
         for connection in self.processes.connections.values():
-            connection.send(self.log.begin)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.send(self.log.begin)
         seen = 0
         while self.memory.counter[OVER] == RUNNING:
             owner = {connection: worker for worker, connection in self.processes.connections.items()}
@@ -87,8 +89,9 @@ class Monitor:
         if isinstance(message, Failed):
             draw = int(self.memory.doing[worker]["draw"])
             raise WorkerLost(f"worker {worker} failed at its draw {draw}:\n{message.traceback}")
-        if isinstance(message, Ready):
-            connection.send(self.log.begin)
+        if isinstance(message, Ready):  # again, after its death
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.send(self.log.begin)
 
     def _died(self, worker: int, connection: Connection) -> None:
         """Settle what a dead worker had under way, and go on as `on_worker_death` says."""

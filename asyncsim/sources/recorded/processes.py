@@ -5,6 +5,7 @@ They are started with `subprocess`, not with `multiprocessing`, which would run 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -12,9 +13,8 @@ import sys
 import time
 from collections.abc import Iterable
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
 
-from asyncsim.sources.recorded.messages import Job
+from asyncsim.sources.recorded.messages import Failed, Job
 
 #: Seconds that a worker has to begin in, and to end in when it is told to.
 BEGINNING, FAREWELL = 120.0, 2.0
@@ -81,22 +81,21 @@ class Processes:
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(self.processes[worker].pid, {cores[worker % len(cores)]})
         self.connections[worker] = ours
-        ours.send_bytes(self.data)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            ours.send_bytes(self.data)
 
     def start_all(self, workers: int) -> None:
-        """Start workers 0, 1, … and wait until each is ready."""
+        """Start workers 0, 1, … and wait until each is ready; one that dies is found out when it is listened to."""
         for worker in range(workers):
             self.start(worker)
         end = time.monotonic() + BEGINNING
         for worker in range(workers):
-            try:
-                if not self.connections[worker].poll(max(end - time.monotonic(), 0.0)):
-                    raise BadStart(f"worker {worker} was not ready after {BEGINNING:g} s")
-                answer: Any = self.connections[worker].recv()
-            except (EOFError, OSError):
-                raise BadStart(f"worker {worker} did not start: {self.reason(worker)}") from None
-            if hasattr(answer, "traceback"):
-                raise BadStart(f"worker {worker} could not start:\n{answer.traceback}")
+            if not self.connections[worker].poll(max(end - time.monotonic(), 0.0)):
+                raise BadStart(f"worker {worker} was not ready after {BEGINNING:g} s")
+            with contextlib.suppress(EOFError, OSError):
+                answer = self.connections[worker].recv()
+                if isinstance(answer, Failed):
+                    raise BadStart(f"worker {worker} could not start:\n{answer.traceback}")
 
     def reason(self, worker: int) -> str:
         """Return how a dead worker ended, in words."""

@@ -84,6 +84,8 @@ class Server:
             now = time.monotonic()
             if now - self.log.begin > self.seconds:
                 return
+            if isinstance(message, Gradient | Cancelled) and (message.worker, message.draw) not in self.reads:
+                continue  # lost: its worker's death was heard of first
             if isinstance(message, Gradient):
                 self._arrived(message, now)
             elif isinstance(message, Cancelled):
