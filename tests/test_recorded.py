@@ -1,0 +1,312 @@
+"""Real runs: what is recorded is a valid trace, and replaying it gives the same model to the bit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import asyncsim
+from asyncsim.scenario import Scenario, ScenarioError, build
+from asyncsim.trace import APPLIED, CANCELLED, DISCARDED, LOST
+from tests import real_problems
+
+BACKENDS = ["threads", "queue", "manager", "shared_memory"]
+
+QUADRATIC = {"kind": "quadratic", "eigenvalues": [1.0, 2.0, 3.0]}
+NOISY = {"kind": "quadratic", "eigenvalues": [1.0, 2.0, 3.0], "noise": 0.1}
+DIGITS = {"kind": "softmax", "dataset": "digits", "batch": 8}
+
+METHODS = {
+    "plain": {},
+    "momentum": {"momentum": 0.5},
+    "nesterov": {"momentum": 0.5, "nesterov": True},
+    "inverse_time": {"step_rule": "inverse_time"},
+    "staleness": {"step_rule": "staleness"},
+    "concurrency": {"step_rule": "concurrency"},
+    "adaptive_1": {"step_rule": "adaptive_1"},
+    "adaptive_2": {"step_rule": "adaptive_2"},
+    "projection": {"projection": {"set": "ball", "radius": 0.5}},
+}
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "async": {"kind": "async"},
+    "sync": {"kind": "sync"},
+    "k_sync": {"kind": "k_sync", "k": 2},
+    "k_batch_sync": {"kind": "k_batch_sync", "k": 3},
+    "k_async": {"kind": "k_async", "k": 2},
+    "k_batch_async": {"kind": "k_batch_async", "k": 3},
+    "rennala": {"kind": "rennala", "batch": 3},
+    "ringmaster": {"kind": "ringmaster", "max_staleness": 1},
+    "ringmaster_cancel": {"kind": "ringmaster", "max_staleness": 1, "on_stale": "cancel"},
+}
+
+
+def scenario(
+    *, workers: int = 3, mean: float = 0.001, policy: Any = None, problem: Any = None, method: Any = None, **run: Any
+) -> Scenario:
+    """Return a scenario that records; durations are exponential, and spent sleeping."""
+    reply = run.pop("reply", "after_apply")
+    return build(
+        {
+            "seed": 3,
+            "cluster": {
+                "workers": [{"count": workers, "service": {"law": "exponential", "mean": mean}}],
+                "server": {"reply": reply},
+            },
+            "policy": policy or {"kind": "async"},
+            "problem": problem or QUADRATIC,
+            "method": {"kind": "sgd", "step": 0.05, **(method or {})},
+            "run": {"source": "record", "wait": "sleep", "updates": 120, **run},
+        }
+    )
+
+
+def assert_replays(recorded: Scenario, recording: Any) -> None:
+    """Assert that a replay of the recorded trace ends with the recorded bits, replica by replica."""
+    run = asyncsim.replay(recording.trace, recorded.method, recorded.problem)
+    assert run.final_iterates.tobytes() == recording.final_iterates.tobytes()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_threads_replay_to_the_bit_under_every_policy(policy: str) -> None:
+    recorded = scenario(backend="threads", policy=POLICIES[policy], problem=NOISY)
+    recording = asyncsim.record(recorded)
+    assert recording.ended is None
+    assert recording.trace.updates.tolist() == [120]
+    assert_replays(recorded, recording)
+    status = recording.trace["status"]
+    unused = {CANCELLED, DISCARDED} if POLICIES[policy].get("on_stale") == "cancel" or "sync" in policy else {DISCARDED}
+    assert set(status[status != APPLIED].tolist()) <= unused
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backend", ["threads", "shared_memory"])
+def test_every_method_replays_to_the_bit(backend: str, method: str) -> None:
+    recorded = scenario(backend=backend, method=METHODS[method], workers=2, updates=60)
+    recording = asyncsim.record(recorded)
+    assert_replays(recorded, recording)
+
+
+@pytest.mark.parametrize("problem", [NOISY, DIGITS], ids=["noisy", "digits"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_random_gradients_replay_to_the_bit(backend: str, problem: Any) -> None:
+    recorded = scenario(backend=backend, problem=problem, workers=2, updates=60)
+    recording = asyncsim.record(recorded)
+    assert_replays(recorded, recording)
+    assert recording.trace.workers == 2
+    assert set(recording.trace["worker"].tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ringmaster_discards_what_is_stale(backend: str) -> None:
+    recorded = scenario(backend=backend, policy=POLICIES["ringmaster"], workers=4)
+    recording = asyncsim.record(recorded)
+    assert recording.trace.staleness().max() <= 1
+    assert (recording.trace["status"] == DISCARDED).any()
+    assert_replays(recorded, recording)
+
+
+def test_a_changed_trace_does_not_replay() -> None:
+    recorded = scenario(backend="threads", workers=4)
+    trace = asyncsim.record(recorded).trace
+    columns = {name: np.array(trace[name]) for name in ("replica", "worker", "draw", "read_version", "update", "status")}
+    late = np.flatnonzero(trace["update"] - trace["read_version"] > 0)[0]
+    columns["read_version"][late] += 1
+    other = asyncsim.Trace(columns, seed=trace.seed, workers=4, updates=trace.updates)
+    one, two = (asyncsim.replay(t, recorded.method, recorded.problem) for t in (trace, other))
+    assert one.final_iterates.tobytes() != two.final_iterates.tobytes()
+
+
+def test_replies_before_updates_make_gradients_one_staler() -> None:
+    early, late = (
+        asyncsim.record(scenario(backend="threads", workers=4, updates=300, reply=reply))
+        for reply in ("before_apply", "after_apply")
+    )
+    assert early.trace.staleness(warmup=20).mean() == pytest.approx(4, abs=0.05)
+    assert late.trace.staleness(warmup=20).mean() == pytest.approx(3, abs=0.05)
+
+
+@pytest.mark.parametrize("wait", ["sleep", "spin"])
+def test_a_waiting_worker_takes_the_simulated_service_times(wait: str) -> None:
+    recorded = scenario(backend="threads", workers=2, mean=0.004, updates=60, wait=wait)
+    trace = asyncsim.record(recorded).trace
+
+    def never_early(seed: int) -> bool:
+        """Say whether every gradient took at least what it takes in a simulation; a machine may be late."""
+        simulated = asyncsim.simulate(build({**recorded.resolved(), "seed": seed, "run": {"updates": 120}}))
+        late = []
+        for worker in (0, 1):
+            real, drawn = (
+                (t["done_time"] - t["start_time"])[t["worker"] == worker][:20] for t in (trace, simulated)
+            )
+            count = min(real.size, drawn.size)
+            late.append((real[:count] >= drawn[:count] - 1e-6).all())
+        return all(late)
+
+    assert never_early(recorded.seed)
+    assert not never_early(recorded.seed + 1)
+
+
+def test_block_reads_mix_versions_and_replay_to_the_bit() -> None:
+    problem = {"kind": "quadratic", "eigenvalues": np.linspace(0.5, 1.0, 20_000).tolist()}
+    recorded = scenario(
+        backend="shared_memory", consistency="block", blocks=16, problem=problem, wait="none", updates=400
+    )
+    recording = asyncsim.record(recorded)
+    reads = recording.trace.reads
+    mixed = (reads != reads[:, :1]).any(axis=1).mean()
+    assert mixed >= 0.01
+    assert_replays(recorded, recording)
+    whole = asyncsim.Trace(
+        {name: recording.trace[name] for name in recording.trace.columns},
+        seed=recording.trace.seed,
+        workers=recording.trace.workers,
+        updates=recording.trace.updates,
+    )
+    unmixed = asyncsim.replay(whole, recorded.method, recorded.problem)
+    assert unmixed.final_iterates.tobytes() != recording.final_iterates.tobytes()
+
+
+def test_hogwild_says_that_it_cannot_be_replayed() -> None:
+    recorded = scenario(backend="shared_memory", consistency="hogwild", workers=2)
+    recording = asyncsim.record(recorded)
+    assert not recording.replayable
+    assert recording.trace.updates.tolist() == [120]
+    run = asyncsim.replay(recording.trace, recorded.method, recorded.problem)
+    assert np.abs(run.final_iterates - recording.final_iterates).max() < 0.1  # from a start of 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_time_limit_ends_a_run(backend: str) -> None:
+    recorded = scenario(backend=backend, workers=2, updates=None, time=0.3)
+    trace = asyncsim.record(recorded).trace
+    assert 10 < trace.updates[0] < 2000
+    assert trace["apply_time"].max() < 0.4
+
+
+def test_a_target_ends_a_run() -> None:
+    recorded = scenario(backend="threads", workers=2, updates=5000, stop_when="loss < 0.5")
+    recording = asyncsim.record(recorded)
+    assert recorded.problem is not None
+    assert recorded.problem.value(recording.final_iterate) < 0.5
+    assert recording.trace.updates[0] < 5000
+    assert recording.trace.events[-1][3] == "stop"
+
+
+def test_replicas_run_one_after_another() -> None:
+    recorded = scenario(backend="threads", workers=2, replicas=3, problem=NOISY)
+    recording = asyncsim.record(recorded)
+    assert recording.trace.replicas.tolist() == [0, 1, 2]
+    assert_replays(recorded, recording)
+    assert not (recording.final_iterates[0] == recording.final_iterates[1]).all()
+
+
+def test_divergence_is_replayed_too() -> None:
+    recorded = scenario(backend="threads", workers=2, method={"step": 1e200}, updates=50)
+    recording = asyncsim.record(recorded)
+    assert recording.trace.updates[0] < 50
+    assert np.isfinite(recording.final_iterate).all()
+    assert_replays(recorded, recording)
+
+
+# --- workers that fail and workers that die ---
+
+
+def own(problem: Any, **run: Any) -> Scenario:
+    """Return a scenario with a problem of the user's own."""
+    made = scenario(mean=0.002, **run)
+    return made.model_copy(update={"problem": problem})
+
+
+def test_workers_import_no_more_than_they_need() -> None:
+    recording = asyncsim.record(own(real_problems.Nosy(), backend="queue", workers=2, wait="sleep"))
+    assert recording.ended is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_exception_in_a_worker_is_shown(backend: str) -> None:
+    recording = asyncsim.record(own(real_problems.Failing(worker=1, draw=5), backend=backend))
+    assert recording.ended is not None
+    assert "worker 1 failed at its draw 5" in recording.ended
+    assert "ZeroDivisionError: a gradient of the user's own" in recording.ended
+    assert 0 < recording.trace.updates[0] < 120
+
+
+KILLERS = {
+    "computing": (real_problems.Killed, {}),
+    "holding the right to update": (real_problems.KilledHolding, {"consistency": "locked"}),
+    "writing block by block": (real_problems.KilledWriting, {"consistency": "block", "blocks": 4}),
+}
+
+
+@pytest.mark.parametrize("death", ["continue", "restart", "stop"])
+@pytest.mark.parametrize("backend", ["queue", "manager", "shared_memory"])
+def test_a_killed_worker_is_dealt_with_as_asked(backend: str, death: str) -> None:
+    problem = real_problems.Killed(worker=1, draw=5)
+    recorded = own(problem, backend=backend, on_worker_death=death, updates=250 if death != "restart" else 1500)
+    check_death(recorded, asyncsim.record(recorded), death)
+
+
+@pytest.mark.parametrize("when", ["holding the right to update", "writing block by block"])
+def test_a_worker_killed_while_it_writes_leaves_a_whole_model(when: str) -> None:
+    kind, settings = KILLERS[when]
+    recorded = own(kind(worker=1, draw=5, dimension=8), backend="shared_memory", updates=250, **settings)
+    check_death(recorded, asyncsim.record(recorded), "continue")
+
+
+def check_death(recorded: Scenario, recording: Any, death: str) -> None:
+    """Assert what a death at draw 5 of worker 1 must leave behind."""
+    trace = recording.trace
+    mine = trace["worker"] == 1
+    if death == "stop":
+        assert "worker 1 died (killed by signal 9)" in recording.ended
+        assert mine.sum() == 5
+    else:
+        assert recording.ended is None
+        assert [(worker, kind) for _, _, worker, kind in trace.events if kind == "crash"] == [(1, "crash")]
+        assert trace["status"][mine & (trace["draw"] == 5)].tolist() in ([LOST], [APPLIED])
+        assert (trace["draw"][mine].max() > 5) == (death == "restart")
+    assert_replays(recorded, recording)
+
+
+def test_a_policy_that_needs_all_workers_ends_with_one() -> None:
+    problem = real_problems.Killed(worker=1, draw=5)
+    recording = asyncsim.record(own(problem, backend="queue", policy=POLICIES["sync"]))
+    assert "takes 3 gradients of different workers, of which 2 are left" in str(recording.ended)
+    assert recording.trace.updates.tolist() == [5]
+
+
+@pytest.mark.parametrize("backend", ["queue", "manager", "shared_memory"])
+def test_nothing_is_left_behind(backend: str) -> None:
+    shared = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+    descriptors = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
+    for _ in range(3):
+        asyncsim.record(scenario(backend=backend, workers=2, updates=20))
+    if shared:
+        assert set(os.listdir("/dev/shm")) == shared
+    if descriptors:
+        assert len(os.listdir("/proc/self/fd")) <= descriptors + 1
+
+
+# --- refusals ---
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "blocks_of_threads": ({"backend": "threads", "consistency": "block"}, "needs backend = 'shared_memory'"),
+    "pinned_threads": ({"backend": "threads", "pin": True}, "threads can neither be pinned"),
+    "restarted_rank": ({"backend": "mpi", "on_worker_death": "restart"}, "an MPI rank cannot be started again"),
+    "sync_without_server": ({"backend": "shared_memory", "policy": POLICIES["sync"]}, "there is no server"),
+    "blocks_unused": ({"backend": "shared_memory", "blocks": 4}, "belongs to consistency = 'block'"),
+    "no_backend": ({}, "'backend' (threads, shared_memory, queue, manager, mpi)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_recorded_is_refused(case: str) -> None:
+    settings, said = REFUSED[case]
+    with pytest.raises(ScenarioError) as refusal:
+        scenario(**settings)
+    assert said in str(refusal.value)
