@@ -58,6 +58,7 @@ class Checker:
     def __init__(self, trace: Any):
         if not trace.consecutive_draws:
             raise ValueError("draws that need not be consecutive are checked all at once")
+        RULES[0](Trace.excerpt(trace, {}, slice(None)))
         self.trace = trace
         self.rows = 0
         self.place = -1

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from asyncsim.measure import DEFAULT_POINTS
-from asyncsim.results import read_trace
+from asyncsim.results import open_trace
 from asyncsim.scenario import Scenario
 from asyncsim.sources import BYTES_PER_COORDINATE, choose_engine
 
@@ -38,7 +38,7 @@ def cost(scenario: Scenario) -> Cost:
     settings, policy = scenario.run, scenario.policy
     per_update, replicas = float(policy.gradients_per_update(scenario.workers)), settings.replicas
     if settings.source == "trace":
-        trace = read_trace(str(settings.trace))
+        trace = open_trace(str(settings.trace))
         rows, updates, replicas = float(len(trace)), float(trace.updates.sum()), trace.replicas.size
     elif settings.source == "synthetic" or scenario.cluster is None:
         rows = updates = float(settings.updates or 0) * replicas

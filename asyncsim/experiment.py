@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asyncsim import stored
+from asyncsim.cost import cost
 from asyncsim.replay import Plan, Replayer, replay
-from asyncsim.results import folder_aside, refuse_existing, write_run
+from asyncsim.results import TRACE, folder_aside, open_trace, refuse_existing, write_run
 from asyncsim.runs import Run
 from asyncsim.scenario import Scenario, ScenarioError
-from asyncsim.sources import simulate
+from asyncsim.sources import simulate, simulate_to_file
+from asyncsim.stored import StoredTrace
 
 if TYPE_CHECKING:
     from asyncsim.trace import Trace
@@ -63,16 +67,31 @@ def run(
         raise ScenarioError("this scenario has a [sweep]: use asyncsim.sweep.run_sweep, or the command `asyncsim run`")
     if engine is not None:
         scenario = scenario.model_copy(update={"run": scenario.run.model_copy(update={"engine": engine})})
-    trace = make_trace(scenario, stage=stage)
-    result = finish(scenario, trace, record_iterates=record_iterates, stage=stage)
+    if out is not None and _is_long(scenario):
+        with folder_aside(out, force=force) as folder:
+            trace = make_trace(scenario, stage=stage, file=folder / TRACE)
+            result = finish(scenario, trace, record_iterates=record_iterates, stage=stage)
+            write_run(folder, scenario, result)
+        return dataclasses.replace(result, trace=StoredTrace(Path(out) / TRACE, checked=True))
+    result = finish(scenario, make_trace(scenario, stage=stage), record_iterates=record_iterates, stage=stage)
     if out is not None:
         with folder_aside(out, force=force) as folder:
             write_run(folder, scenario, result)
     return result
 
 
-def make_trace(scenario: Scenario, *, stage: Stage = _silent) -> Trace:
-    """Return a scenario's trace; where `stop_when` or the method decides on the way, a replay drives the simulation."""
+def _is_long(scenario: Scenario) -> bool:
+    """Say whether a simulation is expected to make a trace too long to be held."""
+    return scenario.run.source == "simulate" and cost(scenario).gradients > stored.LONGEST_IN_MEMORY
+
+
+def make_trace(scenario: Scenario, *, stage: Stage = _silent, file: Path | None = None) -> Trace:
+    """Return a scenario's trace; where `stop_when` or the method decides on the way, a replay drives the simulation.
+
+    A simulation writes it to `file`, if one is given, as it goes, and what is returned reads it from there.
+    """
+    if scenario.run.source == "trace":
+        return open_trace(str(scenario.run.trace))
     on_update = None
     if scenario.run.stop_when is not None or getattr(scenario.method, "makes_requests", False):
         on_update = Replayer(
@@ -85,13 +104,13 @@ def make_trace(scenario: Scenario, *, stage: Stage = _silent) -> Trace:
         ).step
     total = None if scenario.run.updates is None else scenario.run.updates * scenario.run.replicas
     with stage("simulating", total) as progress:
+        if file is not None:
+            return simulate_to_file(scenario, file, on_update=on_update, progress=progress)
         return simulate(scenario, on_update=on_update, progress=progress)
 
 
 def finish(scenario: Scenario, trace: Trace, *, record_iterates: bool = False, stage: Stage = _silent) -> Run:
     """Replay a scenario's method along a trace, and summarise."""
-    import dataclasses
-
     from asyncsim.summary import summarise
 
     if scenario.problem is None:

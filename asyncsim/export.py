@@ -69,5 +69,23 @@ def _thread(replica: int, worker: int, name: str) -> dict[str, Any]:
 
 def has_timeline(trace: Trace) -> bool:
     """Say whether a trace has the times that a timeline needs."""
-    applied = trace["status"] == APPLIED
-    return all(name in trace and not np.isnan(trace[name][applied]).any() for name in ("start_time", "done_time"))
+    names = ("start_time", "done_time")
+    if not all(name in trace for name in names):
+        return False
+    parts = trace.parts("status", *names)
+    return all(not np.isnan(part[name][part["status"] == APPLIED]).any() for part in parts for name in names)
+
+
+def beginning(trace: Trace, updates: int) -> Trace:
+    """Return the gradients of a trace's first replica that were begun before so many of its updates were applied."""
+    place = int(np.argmax(trace.updates > 0))
+    first, count = int(trace.replicas[place]), int(trace.updates[place])
+    end = trace.version_times(first, np.array([min(updates, count)]))[0]
+    pieces = []
+    for part in trace.parts(*trace.columns):
+        rows = (part["replica"] == first) & (part["start_time"] <= end)
+        pieces.append({name: column[rows] for name, column in part.items()})
+        if (part["replica"] > first).any():
+            break
+    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in trace.columns}
+    return Trace.excerpt(trace, columns, slice(place, place + 1))

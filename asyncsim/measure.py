@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from asyncsim.scenario import Metrics, ScenarioError
+from asyncsim.trace import Trace
 
 #: Points of a curve where the scenario does not say how many.
 DEFAULT_POINTS = 100
@@ -65,26 +66,27 @@ class Meter:
         self.seed = seed
         self.parts: list[dict[str, np.ndarray]] = []
 
-    def plan(self, updates: int, times: np.ndarray, end_time: float | None) -> None:
-        """Choose the versions to measure in the next batch.
+    def plan(self, updates: int, trace: Trace, replicas: np.ndarray, end_time: float | None) -> None:
+        """Choose the versions to measure in the next batch: these replicas of a trace, each of so many updates.
 
-        `times` holds the time of each version, shape (updates + 1, replicas), NaN where unknown. With `at_times` a
-        replica is measured at the version it has at each point of the grid from 0 to `end_time`.
+        With `at_times` a replica is measured at the version it has at each point of the grid from 0 to `end_time`.
         """
-        self.times = times
         self.due: dict[int, list[tuple[int, float]]] = {}
         points = self.metrics.at_times
         if points is None:
             every = self.metrics.every or max(1, updates // DEFAULT_POINTS)
-            self.regular = {*range(0, updates + 1, every), updates}
+            versions = sorted({*range(0, updates + 1, every), updates})
+            times = [trace.version_times(replica, np.array(versions)) for replica in replicas.tolist()]
+            self.regular = dict(zip(versions, np.stack(times, axis=1), strict=True))
             return
-        if end_time is None or np.isnan(times).any():
-            raise ScenarioError("metrics.at_times needs a trace with times")
-        self.regular = set()
-        for place in range(times.shape[1]):
-            for time in np.linspace(0.0, end_time, points):
-                version = int(np.searchsorted(times[1:, place], time, side="right"))
-                self.due.setdefault(version, []).append((place, float(time)))
+        self.regular = {}
+        for place, replica in enumerate(replicas.tolist()):
+            grid = np.linspace(0.0, 0.0 if end_time is None else end_time, points)
+            at = trace.versions_at(replica, grid)
+            if end_time is None or at is None:
+                raise ScenarioError("metrics.at_times needs a trace with times")
+            for version, time in zip(at.tolist(), grid.tolist(), strict=True):
+                self.due.setdefault(version, []).append((place, time))
 
     def is_due(self, version: int) -> bool:
         """Say whether anything is to be measured at this version."""
@@ -99,7 +101,7 @@ class Meter:
         """
         if version in self.regular:
             places = np.flatnonzero(alive)
-            times = self.times[version][places]
+            times = self.regular[version][places]
         else:
             due = [(place, time) for place, time in self.due[version] if alive[place]]
             places = np.array([place for place, _ in due], dtype=np.int64)

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from asyncsim import stored
 from asyncsim.measure import Meter, metric_functions
 from asyncsim.methods.base import State
 from asyncsim.problems.base import complete
 from asyncsim.runs import Divergence, Run
 from asyncsim.scenario import Metrics, ScenarioError, parse_condition
 from asyncsim.schedule import BatchSchedule, ReplicaSchedule, Schedule
+from asyncsim.stored import StoredTrace
 from asyncsim.trace import APPLIED, Row, Trace, UpdateRows
+from asyncsim.windows import NEEDED, Columns
 
 #: Batches of replicas: their places in the trace, and their schedule.
 Plan = list[tuple[np.ndarray, Schedule]]
@@ -70,7 +74,7 @@ def replay(
     meter = Meter(problem, metrics, trace.seed)
     loop = _Loop(trace, method, problem, meter, record_iterates, progress)
     if end_time is None and trace.has_times:
-        end_time = float(np.nanmax(trace["apply_time"])) if len(trace) else 0.0
+        end_time = trace.last_time()
     # More than one BLAS thread makes small products slower and their bits depend on the machine's load.
     with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
         for places, schedule in plan or _batches(trace, _batch_size(method, problem)):
@@ -102,28 +106,55 @@ def _batches(trace: Trace, largest: int) -> Iterator[tuple[np.ndarray, Schedule]
     """Yield (places, schedule) of replicas that go through the loop together.
 
     Those are replicas with equally many updates of equally many gradients each, in order; any other runs alone.
+    Together they have no more rows than may be held, so it does not matter whether the trace lies in memory or a file.
     """
-    from asyncsim.slots import rows_by_update
-
-    begin, end = (trace["replica"].searchsorted(trace.replicas, side) for side in ("left", "right"))
-    update, status = (np.ascontiguousarray(trace[name]) for name in ("update", "status"))
-    rows, first, gradients = rows_by_update(update, status, APPLIED, begin, end, trace.updates)
+    if isinstance(trace, StoredTrace):
+        gradients = np.full(trace.replicas.size, -1)
+        for places in trace.groups():
+            gradients[places] = _by_update(trace.of_replicas(places))[2]
+    else:
+        rows, first, gradients = _by_update(trace)
     shapes: dict[tuple[int, int], list[int]] = {}
     for place, (updates, count) in enumerate(zip(trace.updates.tolist(), gradients.tolist(), strict=True)):
         shapes.setdefault((updates, count if count > 0 else -1 - place), []).append(place)
     for (updates, count), members in shapes.items():
-        for low in range(0, len(members), largest):
-            places = np.array(members[low : low + largest])
+        size = min(largest, max(1, stored.LONGEST_IN_MEMORY // max(updates * count, 1)))
+        for low in range(0, len(members), size):
+            places = np.array(members[low : low + size])
             replicas = trace.replicas[places]
-            if len(places) == 1:
+            if isinstance(trace, StoredTrace):
+                if len(places) == 1:
+                    parts = partial(trace.applied, int(places[0]))
+                    yield places, ReplicaSchedule(trace, int(replicas[0]), parts, updates)
+                else:
+                    part = trace.of_replicas(places)
+                    mine = _by_update(part)[0].reshape(len(places), -1)
+                    yield places, BatchSchedule(part, replicas, mine, updates, count)
+            elif len(places) == 1:
                 mine = rows[first[places[0]] : first[places[0] + 1]]
-                yield places, ReplicaSchedule(trace, int(replicas[0]), mine, updates)
+                yield places, ReplicaSchedule(trace, int(replicas[0]), partial(_applied, trace, mine), updates)
             else:
                 together = rows[first[places[0]] : first[places[-1] + 1]]
                 if together.size > updates * count * len(places):  # rows of others lie between theirs
                     together = np.concatenate([rows[first[place] : first[place + 1]] for place in places])
                 mine = together.reshape(len(places), -1)
                 yield places, BatchSchedule(trace, replicas, mine, updates, count)
+
+
+def _by_update(trace: Trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what `rows_by_update` says of a trace."""
+    from asyncsim.slots import rows_by_update
+
+    begin, end = (trace["replica"].searchsorted(trace.replicas, side) for side in ("left", "right"))
+    update, status = (np.ascontiguousarray(trace[name]) for name in ("update", "status"))
+    found = rows_by_update(update, status, APPLIED, begin, end, trace.updates)
+    rows, first, gradients = found
+    return rows, first, gradients
+
+
+def _applied(trace: Trace, rows: np.ndarray) -> Iterator[Columns]:
+    """Yield what a replay needs of these rows."""
+    yield {name: trace[name][rows] for name in NEEDED if name in trace}
 
 
 def advance(method: Any, problem: Any, state: State, memories: list[Any], rows: list[Row], reads: list[Any]) -> State:
@@ -168,7 +199,7 @@ class _Loop:
         if not single:
             memories = []
         if self.meter.names:
-            self.meter.plan(schedule.updates, self._version_times(replicas, schedule.updates), end_time)
+            self.meter.plan(schedule.updates, schedule.trace, replicas, end_time)
         alive = np.ones(places.size, dtype=bool)
         schedule.write(0, state.x)
         self._record(0, state.x, places, replicas, alive)
@@ -203,12 +234,6 @@ class _Loop:
         if self.progress is not None:
             self.progress(unreported)
         self.final[places] = state.x
-
-    def _version_times(self, replicas: np.ndarray, updates: int) -> np.ndarray:
-        """Return the time at which each version came to be, shape (updates + 1, replicas)."""
-        start = 0.0 if self.trace.has_times else np.nan
-        columns = [np.concatenate([[start], self.trace.update_times(int(replica))]) for replica in replicas]
-        return np.stack(columns, axis=1)
 
     def _record(self, version: int, x: np.ndarray, places: np.ndarray, replicas: np.ndarray, alive: np.ndarray) -> None:
         if self.iterates is not None:

@@ -91,7 +91,7 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 # --- traces ---
 
 
-def write_trace(trace: Trace | StoredTrace, path: str | Path) -> None:
+def write_trace(trace: Trace, path: str | Path) -> None:
     """Write a trace as Parquet, as docs/trace.md describes."""
     with aside(path) as partial:
         writer = TraceWriter(partial, trace.columns)
@@ -118,7 +118,7 @@ def read_trace(path: str | Path) -> Trace:
     )
 
 
-def open_trace(path: str | Path) -> Trace | StoredTrace:
+def open_trace(path: str | Path) -> Trace:
     """Read a trace, or, where it is too long to be held, check it and leave it where it is.
 
     An imported trace whose draws need not be consecutive can only be checked as a whole.

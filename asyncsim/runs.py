@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from asyncsim.stored import StoredTrace
 from asyncsim.trace import Trace
 
 
@@ -46,7 +45,7 @@ class Run:
         from `asyncsim.run` and `asyncsim.open_run`.
     """
 
-    trace: Trace | StoredTrace
+    trace: Trace
     final_iterates: np.ndarray = field(repr=False)
     iterates: np.ndarray | None = field(default=None, repr=False)
     measurements: dict[str, np.ndarray] = field(default_factory=dict, repr=False)

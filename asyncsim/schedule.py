@@ -5,17 +5,20 @@ Only versions that a gradient still to come was computed from are kept, whatever
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
 from asyncsim.trace import Row, Trace
+from asyncsim.windows import Columns, in_windows, read_later, window_size
 
 
 class Schedule(Protocol):
     """The rows of each update and the versions they read."""
 
+    trace: Trace
     updates: int
 
     def rows(self, update: int) -> list[Any]:
@@ -29,41 +32,63 @@ class Schedule(Protocol):
 
 
 class ReplicaSchedule:
-    """One replica; models have shape (d,)."""
+    """One replica, of which a window of updates is laid out at a time; models have shape (d,)."""
 
-    def __init__(self, trace: Trace, replica: int, rows: np.ndarray, updates: int):
-        """Plan from the numbers of the replica's applied rows, in order of update."""
-        self.updates = updates
+    def __init__(self, trace: Trace, replica: int, parts: Callable[[], Iterable[Columns]], updates: int):
+        """Plan; each call of `parts` gives the replica's applied rows in order, in parts of whole updates."""
+        self.trace, self.updates = trace, updates
         self.address = (trace.seed, replica)
-        self.bounds = np.searchsorted(trace["update"][rows], np.arange(updates + 1)).tolist()
-        self.worker = trace["worker"][rows].tolist()
-        self.draw = trace["draw"][rows].tolist()
-        self.version = trace["read_version"][rows].tolist()
-        self.block = trace["block"][rows].tolist() if "block" in trace else [-1] * len(rows)
-        self.last_read = np.full(updates + 1, -1, dtype=np.int64)
-        np.maximum.at(self.last_read, trace["read_version"][rows], trace["update"][rows])
+        self.parts = parts
+        self.later = read_later(self._windows())
         self.kept: dict[int, np.ndarray] = {}
+
+    def _windows(self) -> Iterator[Columns]:
+        return in_windows(self.parts(), window_size(self.trace.workers))
+
+    def _begin(self) -> None:
+        self.kept = {}
+        self.end = 0
+        self.last_read: dict[int, int] = {}
+        self.coming = zip(self._windows(), self.later, strict=True)
+        if self.updates:
+            self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Lay out the next window."""
+        window, later = next(self.coming)
+        self.first, self.end = self.end, int(window["update"][-1]) + 1
+        self.bounds = np.searchsorted(window["update"], np.arange(self.first, self.end + 1)).tolist()
+        self.worker, self.draw = window["worker"].tolist(), window["draw"].tolist()
+        self.version = window["read_version"].tolist()
+        self.block = window["block"].tolist() if "block" in window else [-1] * len(self.version)
+        self.last_read = dict(zip(self.version, window["update"].tolist(), strict=True))  # of several the last one
+        self.last_read |= dict.fromkeys(later.tolist(), self.updates)
+
+    def _places(self, update: int) -> range:
+        return range(self.bounds[update - self.first], self.bounds[update - self.first + 1])
 
     def rows(self, update: int) -> list[Row]:
         """Return the gradients of an update, in order of arrival."""
+        if update >= self.end:
+            self._lay_out()
         return [
             Row(*self.address, self.worker[i], self.draw[i], update, update - self.version[i], self.block[i])
-            for i in range(self.bounds[update], self.bounds[update + 1])
+            for i in self._places(update)
         ]
 
     def read(self, update: int, gradient: int) -> np.ndarray:
         """Return the version that the update's gradient number `gradient` was computed from."""
-        return self.kept[self.version[self.bounds[update] + gradient]]
+        return self.kept[self.version[self.bounds[update - self.first] + gradient]]
 
     def write(self, version: int, x: np.ndarray) -> None:
         """Keep a version if it is still to be read, and drop those that update `version` − 1 was the last to read."""
         if version == 0:
-            self.kept = {}
+            self._begin()
         else:
-            for i in range(self.bounds[version - 1], self.bounds[version]):
+            for i in self._places(version - 1):
                 if self.last_read[self.version[i]] == version - 1:
                     self.kept.pop(self.version[i], None)
-        if self.last_read[version] >= 0:
+        if version in self.last_read:
             self.kept[version] = x
 
 
@@ -94,7 +119,7 @@ class BatchSchedule:
         from asyncsim.slots import plan_slots
 
         self.updates, self.gradients = updates, gradients
-        self.seed, self.replicas = trace.seed, replicas
+        self.trace, self.seed, self.replicas = trace, trace.seed, replicas
         self._trace, self._rows = trace, rows
         read_at, kept_at, self.slots = plan_slots(np.ascontiguousarray(trace["read_version"]), rows, gradients)
         self.read_at, self.kept_at = self._by_update(read_at), np.ascontiguousarray(kept_at.T)

@@ -37,17 +37,46 @@ def summary(staleness: Any) -> dict[str, float]:
     >>> summary([0, 0, 1, 3])
     {'mean': 1.0, 'var': 1.5, 'p50': 0, 'p99': 3, 'max': 3}
     """
-    values = np.asarray(staleness)
+    return summary_of(*np.unique(np.asarray(staleness), return_counts=True))
+
+
+def summary_of(values: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """Return the `summary` of staleness `values`, in increasing order, of which each occurs `counts` times.
+
+    >>> summary_of(np.array([0, 1, 3]), np.array([2, 1, 1]))
+    {'mean': 1.0, 'var': 1.5, 'p50': 0, 'p99': 3, 'max': 3}
+    """
     if not values.size:
         return dict.fromkeys(("mean", "var", "p50", "p99", "max"), float("nan"))
-    half, most = np.quantile(values, [0.5, 0.99], method="inverted_cdf")
+    upto = np.cumsum(counts)
+    total = int(upto[-1])
+    mean = float(values @ counts) / total
+    half, most = values[np.searchsorted(upto, [0.5 * total, 0.99 * total])]
     return {
-        "mean": float(values.mean()),
-        "var": float(values.var()),
+        "mean": mean,
+        "var": float((values - mean) ** 2 @ counts) / total,
         "p50": int(half),
         "p99": int(most),
-        "max": int(values.max()),
+        "max": int(values[-1]),
     }
+
+
+def histogram_of(trace: Trace, *, warmup: int = 0) -> np.ndarray:
+    """Return the `histogram` of a trace's staleness, leaving out `warmup` updates; a long trace is read in parts.
+
+    >>> columns = dict(replica=[0, 0, 0], worker=[0, 1, 0], draw=[0, 0, 1], read_version=[0, 0, 1], update=[0, 1, 2],
+    ...                status=[0, 0, 0])
+    >>> histogram_of(Trace(columns, seed=7, workers=2, updates=[3])).tolist()
+    [1, 2]
+    """
+    counts = np.zeros(0, dtype=np.int64)
+    for part in trace.parts("status", "update", "read_version"):
+        used = (part["status"] == APPLIED) & (part["update"] >= warmup)
+        more = np.bincount((part["update"] - part["read_version"])[used])
+        if more.size > counts.size:
+            counts, more = more, counts
+        counts[: more.size] += more
+    return counts
 
 
 def per_worker(trace: Trace, *, warmup: int = 0) -> dict[str, np.ndarray]:
@@ -61,10 +90,12 @@ def per_worker(trace: Trace, *, warmup: int = 0) -> dict[str, np.ndarray]:
     >>> per_worker(Trace(columns, seed=7, workers=2, updates=[3]))["applied"].tolist()
     [2, 1]
     """
-    used = (trace["status"] == APPLIED) & (trace["update"] >= warmup)
-    worker, staleness = trace["worker"][used], (trace["update"] - trace["read_version"])[used]
-    applied = np.bincount(worker, minlength=trace.workers)
-    total = np.bincount(worker, weights=staleness, minlength=trace.workers)
+    applied, total = np.zeros(trace.workers, dtype=np.int64), np.zeros(trace.workers)
+    for part in trace.parts("status", "update", "worker", "read_version"):
+        used = (part["status"] == APPLIED) & (part["update"] >= warmup)
+        worker, staleness = part["worker"][used], (part["update"] - part["read_version"])[used]
+        applied += np.bincount(worker, minlength=trace.workers)
+        total += np.bincount(worker, weights=staleness, minlength=trace.workers)
     return {
         "worker": np.arange(trace.workers),
         "applied": applied,
@@ -82,16 +113,10 @@ def throughput(trace: Trace, *, warmup: int = 0) -> np.ndarray:
     With t_u the time of update u, counted from 0, it is (T − warmup) / (t_{T−1} − t_{warmup−1}), where t_{−1} = 0 is
     the start. NaN where a time is unknown or the replica has no more than `warmup` updates.
     """
-    rates = np.full(trace.replicas.size, np.nan)
-    if "apply_time" not in trace:
-        return rates
-    for place, (_, count, rows) in enumerate(trace.slices()):
-        update, time = trace["update"][rows], trace["apply_time"][rows]
-        if count > warmup:
-            begin = time[update == warmup - 1][0] if warmup else 0.0
-            elapsed = time[update == count - 1][0] - begin
-            rates[place] = (count - warmup) / elapsed if elapsed > 0 else np.nan
-    return rates
+    begin = trace.times_of(np.full(trace.replicas.size, warmup - 1)) if warmup else 0.0
+    elapsed = trace.times_of(trace.updates - 1) - begin
+    counts = np.maximum(trace.updates - warmup, 0)
+    return _ratio(np.where(counts > 0, counts, np.nan), elapsed)
 
 
 def waiting(trace: Trace) -> np.ndarray:

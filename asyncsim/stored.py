@@ -6,13 +6,15 @@ import base64
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from asyncsim.checking import Checker, replica_parts
-from asyncsim.trace import APPLIED, COLUMNS, STATUSES, Trace, TraceError, sha256
+from asyncsim.trace import APPLIED, COLUMNS, STATUSES, Trace, TraceError, frozen
+from asyncsim.windows import NEEDED
 
 SCHEMA = 1
 
@@ -46,7 +48,11 @@ class TraceWriter:
         types = [(name, pa.from_numpy_dtype(COLUMNS[name])) for name in names]
         words = pa.dictionary(pa.int8(), pa.string())
         self.schema = pa.schema([(name, words if name == "status" else kind) for name, kind in types])
-        self.file = pq.ParquetWriter(path, self.schema, store_schema=False)
+        # Few different values; a dictionary of the others would be as large as the column.
+        repeated = [
+            name for name in names if name in ("replica", "worker", "status", "bytes_up", "bytes_down", "block")
+        ]
+        self.file = pq.ParquetWriter(path, self.schema, store_schema=False, use_dictionary=repeated)
         self.held: list[Mapping[str, np.ndarray]] = []
         self.rows_held = 0
 
@@ -114,11 +120,11 @@ def read_facts(path: str | Path) -> tuple[dict[str, Any], Any]:
     return about, metadata
 
 
-class StoredTrace:
+class StoredTrace(Trace):
     """A trace in a file, of which one row group at a time is in memory.
 
-    It has the facts of a `Trace` (`seed`, `workers`, `updates`, `replicas`, `events`), and gives its columns part by
-    part. A replay and the measurements of `asyncsim.staleness` take it in place of a `Trace`.
+    A replay, a summary and the pictures read its `parts`. Asked for a column as a whole it reads and returns it, and
+    does not keep it.
 
     Parameters
     ----------
@@ -133,12 +139,13 @@ class StoredTrace:
         about, metadata = read_facts(path)
         self.path = Path(path)
         self.seed, self.workers = int(about["seed"]), int(about["workers"])
-        self.updates = np.array(about["updates"], dtype=np.int64)
-        self.replicas = np.array(about["replicas"], dtype=np.int32)
+        self.updates = frozen(about["updates"], np.int64, "updates")
+        self.replicas = frozen(about["replicas"], np.int32, "replicas")
         self.events = tuple((int(r), float(t), int(w), str(kind)) for r, t, w, kind in about["events"])
         self.consecutive_draws = bool(about["consecutive_draws"])
         self.rows = int(metadata.num_rows)
-        self.columns = tuple(metadata.schema.to_arrow_schema().names)
+        self.before = None
+        self._names = tuple(metadata.schema.to_arrow_schema().names)
         self._bounds = _replica_bounds(metadata)
         if not checked:
             checker = Checker(self)
@@ -154,23 +161,68 @@ class StoredTrace:
         """Return the number of rows."""
         return self.rows
 
-    def __repr__(self) -> str:
-        """Describe the trace in one line."""
-        return (
-            f"StoredTrace({self.path}: {self.rows:,} gradients, {self.workers} workers, {self.replicas.size} replicas, "
-            f"{int(self.updates.sum()):,} updates, seed {self.seed})"
-        )
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Read a column as a whole."""
+        if name not in self:
+            raise KeyError(f"the trace has no column '{name}'; it has: {', '.join(self.columns)}")
+        return np.concatenate([np.empty(0, dtype=COLUMNS[name]), *(part[name] for part in self.parts(name))])
 
     @property
-    def has_times(self) -> bool:
-        """Whether the trace says when its updates were applied."""
-        if "apply_time" not in self:
-            return False
-        return any(not np.isnan(part["apply_time"]).all() for part in self.parts("apply_time"))
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns that the trace has."""
+        return self._names
 
-    def sha256(self) -> str:
-        """Return the hash of what the trace says; that of the `Trace` with the same rows."""
-        return sha256(self)
+    @cached_property
+    def _begins(self) -> np.ndarray:
+        """Where the rows of each replica begin, and where the last one's end."""
+        counts = np.zeros(self.replicas.size, dtype=np.int64)
+        for part in self.parts("replica"):
+            counts += np.bincount(np.searchsorted(self.replicas, part["replica"]), minlength=counts.size)
+        return np.concatenate([[0], np.cumsum(counts)])
+
+    def rows_of(self, replica: int) -> slice:
+        """Return where the rows of a replica stand."""
+        place = int(np.searchsorted(self.replicas, replica))
+        return slice(int(self._begins[place]), int(self._begins[place + 1]))
+
+    def update_times(self, replica: int) -> np.ndarray:
+        """Return the time of each update of a replica, NaN where unknown; shape (updates,)."""
+        times = np.full(int(self.updates[np.searchsorted(self.replicas, replica)]), np.nan)
+        for update, time in self._applied_at(replica):
+            times[update] = time
+        return times
+
+    def version_times(self, replica: int, versions: np.ndarray) -> np.ndarray:
+        """Return the time at which each of these versions of a replica came to be, NaN where unknown."""
+        times = np.full(versions.size, np.nan)
+        times[versions == 0] = 0.0 if self.has_times else np.nan
+        order = np.argsort(versions, kind="stable")
+        for update, time in self._applied_at(replica):
+            low, high = (np.searchsorted(versions[order], update + 1, side) for side in ("left", "right"))
+            for row in np.flatnonzero(low < high):
+                times[order[low[row] : high[row]]] = time[row]
+        return times
+
+    def versions_at(self, replica: int, times: np.ndarray) -> np.ndarray | None:
+        """Return the version that a replica has at each of these times; None where its updates' times are unknown."""
+        versions = np.zeros(times.size, dtype=np.int64)
+        known = False
+        for update, time in self._applied_at(replica):
+            known = True
+            if np.isnan(time).any():
+                return None
+            order = np.lexsort((update, time))
+            place = np.searchsorted(time[order], times, side="right")
+            newest = np.maximum.accumulate(update[order]) + 1
+            versions = np.where(place > 0, np.maximum(versions, newest[place - 1]), versions)
+        return versions if known or self.has_times else None
+
+    def _applied_at(self, replica: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the updates of a replica and their times, part by part; an update may come more than once."""
+        if "apply_time" in self:
+            for part in self.parts("replica", "status", "update", "apply_time", replicas=(replica, replica)):
+                mine = (part["replica"] == replica) & (part["status"] == APPLIED)
+                yield part["update"][mine], part["apply_time"][mine]
 
     def parts(self, *names: str, replicas: tuple[int, int] | None = None) -> Iterator[dict[str, np.ndarray]]:
         """Yield these columns, row group by row group; of the row groups that may hold replicas first … last only."""
@@ -183,11 +235,22 @@ class StoredTrace:
                         table = file.read_row_group(number, columns=list(names))
                     yield as_arrays(table)
 
+    def groups(self) -> Iterator[np.ndarray]:
+        """Yield the places of replicas that follow one another and can be held together, of all that can be held."""
+        low = 0
+        while low < self.replicas.size:
+            high = int(np.searchsorted(self._begins, self._begins[low] + LONGEST_IN_MEMORY, side="right")) - 1
+            high = min(high, self.replicas.size)
+            if high > low:
+                yield np.arange(low, high)
+            low = max(high, low + 1)
+
     def of_replicas(self, places: np.ndarray) -> Trace:
-        """Return the rows of some replicas, by their places, as a `Trace`."""
+        """Return what a replay needs of some replicas, by their places, as a `Trace`."""
         chosen = self.replicas[places]
-        pieces = {name: [np.empty(0, dtype=COLUMNS[name])] for name in self.columns}
-        for part in self.parts(*self.columns, replicas=(int(chosen[0]), int(chosen[-1]))):
+        names = [name for name in ("replica", "status", *NEEDED, "apply_time") if name in self]
+        pieces = {name: [np.empty(0, dtype=COLUMNS[name])] for name in names}
+        for part in self.parts(*names, replicas=(int(chosen[0]), int(chosen[-1]))):
             mine = np.isin(part["replica"], chosen)
             if mine.any():
                 for name, column in part.items():
@@ -196,7 +259,8 @@ class StoredTrace:
 
     def applied(self, place: int) -> Iterator[dict[str, np.ndarray]]:
         """Yield the applied rows of a replica in order of update, in parts of whole updates."""
-        names = [name for name in self.columns if name not in ("read_time", "start_time", "done_time")]
+        names = ["replica", "status", *NEEDED, "arrive_time", "apply_time"]
+        names = [name for name in names if name in self]
         replica = int(self.replicas[place])
         rest: dict[str, np.ndarray] = {}
         for whose, rows in replica_parts(self.parts(*names, replicas=(replica, replica))):

@@ -22,7 +22,8 @@ def summarise(scenario: Scenario, run: Run) -> dict[str, Any]:
     time unit over all of them. The first `warmup` updates are left out of staleness and throughput.
     """
     trace, warmup = run.trace, scenario.run.warmup
-    measured = trace.staleness(warmup=warmup)
+    counts = staleness.histogram_of(trace, warmup=warmup)
+    measured = staleness.summary_of(np.flatnonzero(counts), counts[counts > 0]) if counts.any() else None
     summary: dict[str, Any] = {
         "name": scenario.name,
         "workers": trace.workers,
@@ -31,18 +32,18 @@ def summarise(scenario: Scenario, run: Run) -> dict[str, Any]:
         "time": None,
         "time_unit": "s" if scenario.cluster is None else scenario.cluster.time_unit,
         "throughput": None,
-        "gradients": {status: int((trace["status"] == code).sum()) for code, status in enumerate(STATUSES)},
-        "staleness": staleness.summary(measured) if measured.size else None,
+        "gradients": dict(zip(STATUSES, _numbers_of(trace).tolist(), strict=True)),
+        "staleness": measured,
         "theory": predict(scenario),
         "engine": choose_engine(scenario) if scenario.run.source == "simulate" else None,
     }
-    if measured.size:
+    if measured is not None:
         # Replying before applying adds one to every staleness, and nothing to the momentum.
         early = scenario.cluster is not None and scenario.cluster.server.reply == "before_apply"
-        mean = max(float(measured.mean()) - early, 0.0)
+        mean = max(measured["mean"] - early, 0.0)
         summary["implied_momentum"] = theory.momentum_from_mean_staleness(mean)
     if trace.has_times:
-        summary["time"] = float(np.mean(_end_times(trace)))
+        summary["time"] = float(np.where(trace.updates > 0, trace.times_of(trace.updates - 1), 0.0).mean())
         summary["throughput"] = pooled_throughput(trace, warmup)
     if run.metric_names:
         summary["final"] = {name: float(values.mean()) for name, values in final_values(run).items()}
@@ -128,9 +129,10 @@ def first_passage(run: Run, condition: str) -> tuple[np.ndarray, np.ndarray]:
     return updates, times
 
 
-def _end_times(trace: Trace) -> list[float]:
-    """Return the time of each replica's last update, 0 where it has none."""
-    return [float(np.append(0.0, trace.update_times(int(replica)))[-1]) for replica in trace.replicas]
+def _numbers_of(trace: Trace) -> np.ndarray:
+    """Return how many gradients have each status."""
+    counts = [np.bincount(part["status"], minlength=len(STATUSES)) for part in trace.parts("status")]
+    return np.sum([np.zeros(len(STATUSES), dtype=np.int64), *counts], axis=0)
 
 
 def pooled_throughput(trace: Trace, warmup: int) -> float | None:

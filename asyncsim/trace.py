@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,12 +129,12 @@ class Trace:
         if unknown or missing:
             raise TraceError(f"columns: unknown {sorted(unknown)}, missing {sorted(missing)}; known: {list(COLUMNS)}")
         given = {name: kind for name, kind in COLUMNS.items() if name in columns}
-        self._columns = {name: _column(columns[name], kind, name, copy=copy) for name, kind in given.items()}
+        self._columns = {name: frozen(columns[name], kind, name, copy=copy) for name, kind in given.items()}
         self.seed = int(seed)
         self.workers = int(workers)
-        self.updates = _column(updates, np.int64, "updates")
+        self.updates = frozen(updates, np.int64, "updates")
         count = np.arange(self.updates.size) if replicas is None else replicas
-        self.replicas = _column(count, np.int32, "replicas")
+        self.replicas = frozen(count, np.int32, "replicas")
         self.events = tuple((int(r), float(t), int(w), str(kind)) for r, t, w, kind in events)
         self.consecutive_draws = bool(consecutive_draws)
         self.before: Before | None = None
@@ -166,7 +167,7 @@ class Trace:
     def __repr__(self) -> str:
         """Describe the trace in one line."""
         return (
-            f"Trace({len(self):,} gradients, {self.workers} workers, {self.replicas.size} replicas, "
+            f"{type(self).__name__}({len(self):,} gradients, {self.workers} workers, {self.replicas.size} replicas, "
             f"{int(self.updates.sum()):,} updates, seed {self.seed})"
         )
 
@@ -175,10 +176,12 @@ class Trace:
         """Names of the columns that the trace has."""
         return tuple(self._columns)
 
-    @property
+    @cached_property
     def has_times(self) -> bool:
         """Whether the trace says when its updates were applied."""
-        return "apply_time" in self and not bool(np.isnan(self["apply_time"]).all())
+        if "apply_time" not in self:
+            return False
+        return any(not np.isnan(part["apply_time"]).all() for part in self.parts("apply_time"))
 
     def staleness(self, *, warmup: int = 0) -> np.ndarray:
         """Return the staleness, update − read_version, of every applied gradient, leaving out `warmup` updates."""
@@ -200,6 +203,31 @@ class Trace:
         for replica, count in zip(self.replicas.tolist(), self.updates.tolist(), strict=True):
             yield replica, count, self.rows_of(replica)
 
+    def last_time(self) -> float:
+        """Return the latest time at which an update was applied or a gradient settled; 0 where there is no row."""
+        latest = [np.nanmax(part["apply_time"]) for part in self.parts("apply_time") if part["apply_time"].size]
+        return float(np.nanmax(latest)) if latest else 0.0
+
+    def times_of(self, updates: np.ndarray) -> np.ndarray:
+        """Return the time of one update of each replica, NaN where unknown; shape (replicas,)."""
+        times = np.full(self.replicas.size, np.nan)
+        if "apply_time" in self:
+            for part in self.parts("replica", "status", "update", "apply_time"):
+                place = np.searchsorted(self.replicas, part["replica"])
+                asked = (part["status"] == APPLIED) & (part["update"] == updates[place])
+                times[place[asked]] = part["apply_time"][asked]
+        return times
+
+    def version_times(self, replica: int, versions: np.ndarray) -> np.ndarray:
+        """Return the time at which each of these versions of a replica came to be, NaN where unknown."""
+        start = 0.0 if self.has_times else np.nan
+        return np.concatenate([[start], self.update_times(replica)])[versions]
+
+    def versions_at(self, replica: int, times: np.ndarray) -> np.ndarray | None:
+        """Return the version that a replica has at each of these times; None where its updates' times are unknown."""
+        known = self.update_times(replica)
+        return None if np.isnan(known).any() or not self.has_times else np.searchsorted(known, times, side="right")
+
     def update_times(self, replica: int) -> np.ndarray:
         """Return the time of each update of a replica, NaN where unknown; shape (updates,)."""
         place = int(np.flatnonzero(self.replicas == replica)[0])
@@ -214,7 +242,7 @@ class Trace:
         """Return the table as a pandas DataFrame, `status` as a category, with the derived column `staleness`."""
         import pandas as pd
 
-        frame = pd.DataFrame({name: np.array(column) for name, column in self._columns.items()})
+        frame = pd.DataFrame({name: np.array(self[name]) for name in self.columns})
         frame["status"] = pd.Categorical.from_codes(frame["status"], categories=pd.Index(STATUSES))
         staleness = self["update"] - self["read_version"]
         frame["staleness"] = pd.array(staleness, dtype="Int64")
@@ -223,22 +251,18 @@ class Trace:
 
     def sha256(self) -> str:
         """Return the hash of what the trace says: its columns, seed, workers, updates and events, not its file."""
-        return sha256(self)
+        digest = hashlib.sha256()
+        for name in self.columns:
+            digest.update(name.encode())
+            for part in self.parts(name):
+                digest.update(np.ascontiguousarray(part[name], dtype=part[name].dtype.newbyteorder("<")).data)
+        digest.update(repr((self.seed, self.workers, self.updates.tolist(), self.replicas.tolist())).encode())
+        digest.update(repr(self.events).encode())
+        return digest.hexdigest()
 
 
-def sha256(trace: Any) -> str:
-    """Return the hash of a trace that gives its columns part by part."""
-    digest = hashlib.sha256()
-    for name in trace.columns:
-        digest.update(name.encode())
-        for part in trace.parts(name):
-            digest.update(np.ascontiguousarray(part[name], dtype=part[name].dtype.newbyteorder("<")).data)
-    digest.update(repr((trace.seed, trace.workers, trace.updates.tolist(), trace.replicas.tolist())).encode())
-    digest.update(repr(trace.events).encode())
-    return digest.hexdigest()
-
-
-def _column(values: Any, kind: Any, name: str, *, copy: bool = True) -> np.ndarray:
+def frozen(values: Any, kind: Any, name: str, *, copy: bool = True) -> np.ndarray:
+    """Return a column of numbers of this kind that cannot be written to; refuse numbers that do not fit."""
     array = np.asarray(values)
     if array.ndim != 1:
         raise TraceError(f"column {name}: must have one dimension, has {array.ndim}")

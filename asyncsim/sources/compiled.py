@@ -84,6 +84,8 @@ def _sorted(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return rows in the order of the trace."""
     keys = order_keys(part)
     assert keys is not None
+    if (np.diff(keys[0]) > 0).all():
+        return part
     order = np.lexsort(keys[::-1])
     return {name: column[order] for name, column in part.items()}
 
@@ -94,8 +96,9 @@ def _hand_over(replica: int, memory: Memory, columns: Columns, parts: TraceParts
     rows, final = int(counter[event_loop.ROWS]), final_rows(memory, columns)
     if 2 * final < rows:
         return
-    part = _sorted({name: column[:final] for name, column in columns._asdict().items()})
+    part = {name: column[:final].copy() for name, column in columns._asdict().items()}
     part["update"] = np.maximum(part["update"], -1)
+    part = _sorted(part)
     parts.add_early(replica, part)
     for column in columns:
         column[: rows - final] = column[final:rows]
