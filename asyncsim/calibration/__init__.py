@@ -6,124 +6,24 @@ model assumes and the trace does not bear out is said.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from asyncsim.calibration.assumptions import Assumption, of_delays, of_times, percent
-from asyncsim.calibration.delays import Measured, StalenessFit, fit_delays, staleness_shares
-from asyncsim.calibration.intervals import NEGLIGIBLE, Intervals, intervals, replies_before
-from asyncsim.calibration.laws import FEWEST, Fit, fit_law
-from asyncsim.calibration.workers import inflation, pool
-from asyncsim.durations import Empirical
-from asyncsim.network import Network
+from asyncsim.calibration.assumptions import Assumption, of_delays
+from asyncsim.calibration.delays import StalenessFit, fit_delays
+from asyncsim.calibration.intervals import replies_before
+from asyncsim.calibration.laws import FEWEST
+from asyncsim.calibration.predictions import Measured, staleness_shares
+from asyncsim.calibration.result import Calibration, Part
+from asyncsim.calibration.timed import from_times
 from asyncsim.runs import Run
 from asyncsim.scenario import Cluster, Server, WorkerGroup
 from asyncsim.staleness import Reply
 from asyncsim.trace import Trace, TraceError
-
-
-@dataclass(frozen=True)
-class Part:
-    """One fitted law of a calibration and what it was fitted to.
-
-    `distance` is that of Kolmogorov and Smirnov between law and durations; where only staleness is known, the total
-    variation between simulated and measured staleness. `noise` is what chance alone gives.
-    """
-
-    name: str
-    workers: tuple[int, ...]
-    law: Any
-    count: int
-    mean: float
-    distance: float
-    noise: float
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A cluster fitted to a trace.
-
-    Attributes
-    ----------
-    cluster
-        The `Cluster`, for a scenario of your own.
-    parts
-        The fitted laws: one per group of workers, and those of the server and the network where they take time.
-    assumptions
-        What the model assumes, and whether the trace bears it out.
-    notes
-        What was left out of the model, or assumed in making it.
-    order
-        The trace's number of each of the cluster's workers. A scenario numbers its groups one after the other, so
-        workers are renumbered where the trace's groups interleave; a worker's number is only a name.
-    source
-        What was calibrated, in a word.
-    """
-
-    cluster: Cluster
-    parts: tuple[Part, ...]
-    assumptions: tuple[Assumption, ...]
-    notes: tuple[str, ...]
-    source: str
-    about: str = ""
-    order: tuple[int, ...] = field(default=(), repr=False)
-
-    @property
-    def warnings(self) -> list[str]:
-        """What the trace does not bear out and the cluster assumes all the same."""
-        return [said for said in (assumption.warning for assumption in self.assumptions) if said]
-
-    @property
-    def fits(self) -> Any:
-        """The fitted laws as a DataFrame: part, workers, law, its parameters, count, mean, distance, noise."""
-        import pandas as pd
-
-        from asyncsim.calibration.document import inline
-
-        rows = [
-            {
-                "part": part.name,
-                "workers": ", ".join(map(str, part.workers)),
-                "law": part.law.law,
-                "parameters": "" if isinstance(part.law, Empirical) else inline(part.law),
-                "count": part.count,
-                "mean": part.mean,
-                "distance": part.distance,
-                "noise": part.noise,
-            }
-            for part in self.parts
-        ]
-        return pd.DataFrame(rows)
-
-    @property
-    def checks(self) -> Any:
-        """The assumptions as a DataFrame: assumption, verdict, figure."""
-        import pandas as pd
-
-        rows = [{"assumption": a.name, "verdict": a.verdict, "figure": a.figure} for a in self.assumptions]
-        return pd.DataFrame(rows)
-
-    def toml(self, *, name: str = "cluster") -> str:
-        """Return the text of a scenario file's [cluster]; measured durations are looked for in files `name`.….csv."""
-        from asyncsim.calibration.document import cluster_text
-
-        return cluster_text(self, name)[0]
-
-    def write(self, path: str | Path) -> list[Path]:
-        """Write the cluster to a TOML file, and the durations of empirical laws beside it; return what was written."""
-        from asyncsim.calibration.document import write
-
-        return write(self, Path(path))
-
-    def lines(self) -> list[str]:
-        """Return the report for the terminal."""
-        from asyncsim.calibration.document import report_lines
-
-        return report_lines(self)
 
 
 def calibrate(
@@ -159,8 +59,8 @@ def calibrate(
     >>> group = {"count": 4, "service": {"law": "gamma", "shape": 4.0, "mean": 2.0}}
     >>> scenario = asyncsim.scenario.build({"cluster": {"workers": [group]}, "run": {"updates": 8000}})
     >>> found = calibrate(asyncsim.simulate(scenario))
-    >>> [(group.count, group.service.law, round(group.service.shape, 1)) for group in found.cluster.workers]
-    [(4, 'gamma', 4.0)]
+    >>> [(group.count, group.service.law, round(group.service.shape)) for group in found.cluster.workers]
+    [(4, 'gamma', 4)]
     """
     trace, about = _opened(source, columns, workers)
     settings = about.get("run", {})
@@ -170,13 +70,13 @@ def calibrate(
     unit = time_unit or about.get("cluster", {}).get("time_unit", "s")
     timed = "start_time" in trace and "done_time" in trace
     if timed and int((~np.isnan(trace["done_time"] - trace["start_time"])).sum()) >= FEWEST:
-        found = _from_times(trace, warmup, unit, _name(source))
+        found = from_times(trace, warmup, unit, _name(source))
     else:
         found = _from_delays(trace, warmup, workers, _name(source))
     cores = about.get("cores")
     if cores and settings.get("source") == "record" and trace.workers > cores:
         note = f"{trace.workers} workers ran on {cores} cores: service times hold for that many workers only"
-        return Calibration(**{**vars(found), "notes": (*found.notes, note)})
+        return replace(found, notes=(*found.notes, note))
     return found
 
 
@@ -214,107 +114,6 @@ def _is_trace(path: Path) -> bool:
     except (pa.ArrowException, OSError):
         return False
     return b"asyncsim" in about
-
-
-# --- with times -----------------------------------------------------------------------------------------------------
-
-
-def _from_times(trace: Trace, warmup: int, unit: str, source: str) -> Calibration:
-    times = intervals(trace, warmup=warmup)
-    notes: list[str] = []
-    service = times.service
-    if times.turnaround.mean() > NEGLIGIBLE * times.cycle:
-        service = service + times.turnaround
-    measured = [service[times.worker == worker] for worker in range(trace.workers)]
-    inflations = np.array([inflation(one) for one in measured])
-    groups = _groups(measured, inflations, notes, source)
-    fits = [_fit(measured, group, inflations) for group in groups]
-    parts = [
-        _part("workers", group, fit, np.concatenate([measured[worker] for worker in group]))
-        for group, fit in zip(groups, fits, strict=True)
-    ]
-    server = _server(trace, times, parts, notes)
-    network = _network(times, parts, notes)
-    cluster = Cluster(
-        time_unit=unit,
-        workers=tuple(WorkerGroup(count=len(g), service=fit.law) for g, fit in zip(groups, fits, strict=True)),
-        server=server,
-        network=network,
-    )
-    return Calibration(
-        cluster=cluster,
-        parts=tuple(parts),
-        assumptions=tuple(of_times(trace, times, groups, fits, inflations)),
-        notes=tuple(notes),
-        source=source,
-        about=f"{service.size:,} service times of {trace.workers} workers, in {unit}",
-        order=tuple(worker for group in groups for worker in group),
-    )
-
-
-def _groups(measured: Sequence[np.ndarray], inflations: np.ndarray, notes: list[str], source: str) -> list[list[int]]:
-    """Return the groups of workers that cannot be told apart; workers with few durations join those closest in mean."""
-    enough = [worker for worker, times in enumerate(measured) if times.size >= FEWEST]
-    if not enough:
-        most = max(times.size for times in measured)
-        raise TraceError(f"{source}: no worker has {FEWEST} service times (the most is {most}): record more updates")
-    pooled = pool([measured[worker] for worker in enough], inflations[enough].tolist())
-    groups = [[enough[place] for place in members] for members in pooled]
-    few = sorted(set(range(len(measured))) - set(enough))
-    means = [np.concatenate([measured[worker] for worker in group]).mean() for group in groups]
-    for worker in few:
-        own = measured[worker].mean() if measured[worker].size else means[0]
-        groups[int(np.argmin(np.abs(np.array(means) - own)))].append(worker)
-        notes.append(f"worker {worker} has {measured[worker].size} service times, too few: counted with those closest")
-    return sorted(sorted(group) for group in groups)
-
-
-def _fit(measured: Sequence[np.ndarray], group: Sequence[int], inflations: np.ndarray) -> Fit:
-    durations = np.concatenate([measured[worker] for worker in group])
-    return fit_law(durations, inflation=float(inflations[list(group)].mean()))
-
-
-def _part(name: str, workers: Sequence[int], fit: Fit, durations: np.ndarray) -> Part:
-    return Part(name, tuple(workers), fit.law, fit.size, float(durations.mean()), fit.distance, fit.noise)
-
-
-def _server(trace: Trace, times: Intervals, parts: list[Part], notes: list[str]) -> Server:
-    reply: Reply = "before_apply" if replies_before(trace) else "after_apply"
-    if times.server.size < FEWEST:
-        notes.append("the server's time per update is not known, and taken as 0")
-        return Server(reply=reply)
-    busy = float(times.server.mean()) / times.period
-    if busy <= NEGLIGIBLE:
-        notes.append(f"the server is busy {percent(busy)} of the time, and its time per update taken as 0")
-        return Server(reply=reply)
-    fit = fit_law(times.server, inflation=inflation(times.server))
-    parts.append(_part("server", (), fit, times.server))
-    return Server(service=fit.law, reply=reply)
-
-
-def _network(times: Intervals, parts: list[Part], notes: list[str]) -> Network | None:
-    both = np.concatenate([times.down, times.up])
-    if both.size < FEWEST:
-        notes.append("the times of messages are not known, and taken as 0")
-        return None
-    sent = [float(way.mean()) for way in (times.down, times.up) if way.size]
-    share = sum(sent) / times.cycle
-    if share <= NEGLIGIBLE:
-        notes.append(f"messages take {percent(share)} of a worker's cycle, and the network is left out")
-        return None
-    if times.up_mixed:
-        notes.append("the server was hardly ever free when a message was sent, so latency includes waiting")
-    few = min(times.down.size, times.up.size)
-    if few:  # equally many of both ways, so that the mean of the two is right
-        both = np.concatenate([way[_spread(way.size, few)] for way in (times.down, times.up)])
-    fit = fit_law(both, inflation=inflation(both))
-    parts.append(_part("network", (), fit, both))
-    return Network(topology="star", latency=fit.law)
-
-
-def _spread(size: int, count: int) -> np.ndarray:
-    """Return `count` places, spread evenly over 0 … size − 1."""
-    return np.arange(count) * size // count
 
 
 # --- without times --------------------------------------------------------------------------------------------------

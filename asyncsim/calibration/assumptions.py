@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyncsim.calibration.delays import NOISE_REPLICAS, REPORT_SEED, Measured, StalenessFit, simulated
+from asyncsim.calibration.delays import NOISE_REPLICAS, REPORT_SEED, StalenessFit
 from asyncsim.calibration.intervals import (
     NEGLIGIBLE,
     Intervals,
@@ -16,11 +16,14 @@ from asyncsim.calibration.intervals import (
     share_cancelled,
 )
 from asyncsim.calibration.laws import TOLERANCE, Fit, distance
+from asyncsim.calibration.predictions import Measured, Prediction
 from asyncsim.durations import Empirical, Exponential
 from asyncsim.trace import APPLIED, Trace
 
 #: Correlations and relative changes below this do no harm, however sure one is of them.
 SMALL, ERRORS = 0.05, 3.0
+#: A simulated throughput that is off by no more than this is right.
+RATE = 0.03
 #: Growth of the service time per further computing worker that counts, and the error beyond which it is not known.
 GROWTH, UNKNOWN = 0.02, 0.02
 
@@ -69,6 +72,24 @@ def of_times(
             Assumption("every gradient is finished", f"{cancelled:.1%} were stopped, the long ones", cancelled < 0.01)
         )
     return [assumption for assumption in found if assumption is not None]
+
+
+def of_prediction(found: Prediction | None) -> list[Assumption]:
+    """Return whether the cluster, simulated, does what was measured; nothing where the policy is not known."""
+    if found is None:
+        return []
+    return [
+        Assumption(
+            "all of this together gives the throughput",
+            f"{found.throughput - 1:+.1%} in a simulation, chance gives {percent(found.throughput_noise)}",
+            abs(found.throughput - 1) <= max(RATE, found.throughput_noise),
+        ),
+        Assumption(
+            "all of this together gives the staleness",
+            f"off by {found.staleness:.3f} in total variation, chance gives {found.staleness_noise:.3f}",
+            found.staleness <= max(TOLERANCE, found.staleness_noise),
+        ),
+    ]
 
 
 def percent(value: float) -> str:
@@ -183,13 +204,13 @@ def _reads_at_once(times: Intervals) -> Assumption:
 
 
 def _same_latency(times: Intervals) -> Assumption | None:
-    if times.up.size < 20 or times.down.size < 20:
+    if times.up_free.size < 20 or times.down.size < 20:
         return None
-    down, up = float(times.down.mean()), float(times.up.mean())
+    down, up = float(times.down.mean()), float(times.up_free.mean())
     if down + up <= NEGLIGIBLE * times.cycle:
         said = f"{percent((down + up) / times.cycle)} of a cycle"
         return Assumption("messages take the same time both ways", said, True)
-    figure = f"{down:.3g} to the worker, {up:.3g} to the server{', waiting included' * times.up_mixed}"
+    figure = f"{down:.3g} to the worker, {up:.3g} to the server"
     apart = abs(down - up) > 0.1 * max(down, up)
     return Assumption("messages take the same time both ways", figure, not apart, "one law of both")
 
@@ -240,7 +261,7 @@ def _shares(trace: Trace, measured: Measured, fit: StalenessFit) -> Assumption |
     """Compare the numbers of updates per worker with what the law gives by chance."""
     if np.unique(trace["worker"]).size < max(2, measured.workers):
         return None
-    chance = _spreads(simulated(measured, fit.law, updates=NOISE_REPLICAS * measured.updates, seed=REPORT_SEED))
+    chance = _spreads(measured.simulated(fit.law, updates=NOISE_REPLICAS * measured.updates, seed=REPORT_SEED))
     limit = float(np.quantile(chance, 0.99))
     spread = max(_spreads(trace))
     figure = f"shares of updates spread by {percent(spread)}, chance gives up to {percent(limit)}"

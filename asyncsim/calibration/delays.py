@@ -6,16 +6,15 @@ alike, the server takes no time and messages take none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from asyncsim.calibration.laws import rounded
+from asyncsim.calibration.predictions import Measured
 from asyncsim.durations import Exponential, Gamma, Law, LogNormal, Mixture, Weibull
-from asyncsim.staleness import Reply
-from asyncsim.trace import Trace
 
 #: Updates simulated for each law tried, and for each law reported.
 TRIED, REPORTED = 40_000, 200_000
@@ -45,32 +44,6 @@ class StalenessFit:
     noise: float
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Measured staleness of `workers` alike workers: shares of 0, 1, …, and how many updates with what warmup."""
-
-    shares: np.ndarray
-    workers: int
-    updates: int
-    warmup: int
-    reply: Reply = "after_apply"
-
-    def distance(self, shares: np.ndarray) -> float:
-        """Return the total variation ½ Σ |p_τ − q_τ| between the measured shares and others."""
-        return total_variation(self.shares, shares)
-
-
-def total_variation(p: np.ndarray, q: np.ndarray) -> float:
-    """Return ½ Σ |p_τ − q_τ| of two arrays of shares, which may have different lengths."""
-    size = max(p.size, q.size)
-    return float(0.5 * np.abs(np.pad(p, (0, size - p.size)) - np.pad(q, (0, size - q.size))).sum())
-
-
-def staleness_shares(staleness: np.ndarray) -> np.ndarray:
-    """Return the shares of staleness 0, 1, 2, …"""
-    return np.bincount(staleness) / staleness.size
-
-
 def fit_delays(measured: Measured) -> list[StalenessFit]:
     """Return the laws of each family that come closest to measured staleness: the chosen one first, then by distance.
 
@@ -95,46 +68,13 @@ def fit_delays(measured: Measured) -> list[StalenessFit]:
     return [best, *sorted([fit for fit in fits if fit is not best], key=lambda fit: fit.distance)]
 
 
-def simulated(measured: Measured, law: Law, *, updates: int, seed: int) -> Trace:
-    """Return a trace of replicas as long as the measurement, that have `updates` updates in all."""
-    from asyncsim.scenario import build
-    from asyncsim.sources import simulate
-
-    scenario = build(
-        {
-            "seed": seed,
-            "cluster": {
-                "workers": [{"count": measured.workers, "service": law}],
-                "server": {"reply": measured.reply},
-            },
-            "run": {"updates": measured.updates, "replicas": max(1, -(-updates // measured.updates))},
-        }
-    )
-    return simulate(scenario)
-
-
-def _shares(measured: Measured, law: Law, *, updates: int, seed: int) -> list[np.ndarray]:
-    """Return the shares of staleness in each replica of a simulation."""
-    trace = simulated(measured, law, updates=updates, seed=seed)
-    used = trace["update"] >= measured.warmup
-    staleness = trace["update"] - trace["read_version"]
-    return [staleness_shares(staleness[rows][used[rows]]) for _, _, rows in trace.slices()]
-
-
-def _mean(shares: Sequence[np.ndarray]) -> np.ndarray:
-    size = max(part.size for part in shares)
-    return np.mean([np.pad(part, (0, size - part.size)) for part in shares], axis=0)
-
-
 def _tried(measured: Measured, law: Law) -> float:
-    return measured.distance(_mean(_shares(measured, law, updates=TRIED, seed=FIT_SEED)))
+    return measured.distance(measured.shares_of(law, updates=TRIED, seed=FIT_SEED)[0])
 
 
 def _report(measured: Measured, law: Law, parameters: int) -> StalenessFit:
     updates = max(REPORTED, NOISE_REPLICAS * measured.updates)
-    replicas = _shares(measured, law, updates=updates, seed=REPORT_SEED)
-    mean = _mean(replicas)
-    noise = float(np.quantile([total_variation(part, mean) for part in replicas], 0.95))
+    mean, noise = measured.shares_of(law, updates=updates, seed=REPORT_SEED)
     return StalenessFit(law, parameters, measured.distance(mean), noise)
 
 

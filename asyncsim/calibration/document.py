@@ -11,7 +11,7 @@ from asyncsim.durations import Constant, Empirical
 from asyncsim.results import aside
 
 if TYPE_CHECKING:
-    from asyncsim.calibration import Calibration, Part
+    from asyncsim.calibration.result import Calibration, Part
 
 #: Columns of the report's text, and of a comment.
 WIDTH = 100

@@ -20,9 +20,9 @@ class Intervals:
     `rows` are the trace's rows whose service time is known, `worker` and `service` theirs. `turnaround` is the time
     from the previous update of the same worker to its next read, at those rows (0 where it does not apply). `server`
     holds the time of each update, from the moment that its last gradient had arrived and the server was free. `down`
-    and `up` hold the times of messages to and from workers; `up` only of those sent while the server was free, unless
-    `up_mixed`: then it never was, and what is counted as travelling may be waiting. `cycle` is the mean time from one
-    read of a worker to its next, `period` that from one update to the next.
+    and `up` hold the times of messages to and from workers, `up_free` those of messages to a server that made no update
+    until they arrived (all, where fewer than 20 are so). `cycle` is the mean time from one read of a worker to its
+    next, `period` that from one update to the next.
     """
 
     rows: np.ndarray
@@ -32,7 +32,7 @@ class Intervals:
     server: np.ndarray
     down: np.ndarray
     up: np.ndarray
-    up_mixed: bool
+    up_free: np.ndarray
     cycle: float
     period: float
 
@@ -47,7 +47,7 @@ def intervals(trace: Trace, *, warmup: int = 0) -> Intervals:
     back = _turnaround(trace, order)
     cycles = np.diff(read[order])[_same_worker(trace, order)]
     down = (start - read)[used]
-    up, mixed = _up(trace, used)
+    up, free = _up(trace, used)
     return Intervals(
         rows=rows,
         worker=trace["worker"][rows],
@@ -56,7 +56,7 @@ def intervals(trace: Trace, *, warmup: int = 0) -> Intervals:
         server=_server(trace, warmup, arrive, apply),
         down=down[~np.isnan(down)],
         up=up,
-        up_mixed=mixed,
+        up_free=free,
         cycle=_known_mean(cycles if (~np.isnan(cycles)).any() else (done - start)[rows]),
         period=_known_mean(np.concatenate([np.diff(trace.update_times(one)[warmup:]) for one in trace.replicas])),
     )
@@ -70,6 +70,11 @@ def _known_mean(times: np.ndarray) -> float:
 def gradients_per_update(trace: Trace) -> float:
     """Return the mean number of gradients that go into an update."""
     return float((trace["status"] == APPLIED).sum() / max(int(trace.updates.sum()), 1))
+
+
+def plainly_asynchronous(trace: Trace) -> bool:
+    """Say whether every gradient makes an update, so that the trace may be one of the policy async."""
+    return gradients_per_update(trace) == 1 and bool((trace["status"] == APPLIED).all())
 
 
 def replies_before(trace: Trace) -> bool:
@@ -132,17 +137,16 @@ def _server(trace: Trace, warmup: int, arrive: np.ndarray, apply: np.ndarray) ->
     return server[np.isfinite(server)]
 
 
-def _up(trace: Trace, used: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Return the times of messages to the server that was free when they were sent, and whether there were none."""
+def _up(trace: Trace, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the times of messages to the server: of all, and of those under way while it made no update."""
     if "arrive_time" not in trace or "done_time" not in trace:
-        return np.empty(0), False
+        return np.empty(0), np.empty(0)
     free = np.zeros(len(trace), dtype=bool)
     for replica, _, part in trace.slices():
         applied = np.sort(trace.update_times(replica))
         applied = applied[~np.isnan(applied)]
         sent, came = trace["done_time"][part], trace["arrive_time"][part]
-        free[part] = np.searchsorted(applied, sent, side="right") == np.searchsorted(applied, came, side="left")
+        free[part] = np.searchsorted(applied, sent, side="right") >= np.searchsorted(applied, came, side="left")
     up = trace["arrive_time"] - trace["done_time"]
     known = used & ~np.isnan(up)
-    mixed = bool(known.any() and (known & free).sum() < 20)
-    return up[known if mixed else known & free], mixed
+    return up[known], up[known & free] if (known & free).sum() >= 20 else up[known]
