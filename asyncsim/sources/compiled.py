@@ -184,9 +184,7 @@ def _memory(cluster: Cluster) -> Memory:
     memory = Memory(
         counter=np.zeros(event_loop.COUNTERS, dtype=np.int64),
         clock=np.zeros(event_loop.CLOCKS),
-        heap_time=np.empty(heap),
-        heap_key=np.empty(heap, dtype=np.int64),
-        heap_slot=np.zeros(heap, dtype=np.int64),
+        heap=np.empty(heap, dtype=event_loop.EVENT),
         free_slot=np.arange(slots)[::-1].copy(),
         gradients=np.zeros(slots, dtype=event_loop.GRADIENT),
         link_free=np.zeros(links),
@@ -214,8 +212,8 @@ def _grown(cluster: Cluster, memory: Memory, columns: Columns) -> tuple[Memory, 
     if columns.worker.size - counter[event_loop.ROWS] < room:
         columns = Columns(*[_twice(column) for column in columns])
     changed: dict[str, Any] = {}
-    if memory.heap_time.size - counter[event_loop.HEAP] < room:
-        changed |= {name: _twice(getattr(memory, name)) for name in ("heap_time", "heap_key", "heap_slot")}
+    if memory.heap.size - counter[event_loop.HEAP] < room:
+        changed["heap"] = _twice(memory.heap)
     if counter[event_loop.FREE] < room:
         slots, free = memory.gradients.size, int(counter[event_loop.FREE])
         free_slot = np.empty(2 * slots, dtype=np.int64)

@@ -4,10 +4,11 @@ It follows docs/trace.md step by step; `asyncsim.sources.simpy_model` is the def
 for bit. The loop runs until the replica is over, until an update was made that somebody wants to see, or until its
 arrays are too small. Python then reacts and calls it again: all state lies in the arrays of `Memory`.
 
-Three liberties make it fast, none visible in the table. An event that nothing can come between is not put on the heap:
+Four liberties make it fast, none visible in the table. An event that nothing can come between is not put on the heap:
 where no policy stops workers, a model's arrival, the computation and the passage over a link of the worker's own follow
-from one another, so only the last of them is an event. The server's one pending update is kept beside the heap. And
-exponential durations are made for several draws of a worker at once, which randomness by address allows.
+from one another, so only the last of them is an event. The server's one pending update is kept beside the heap.
+Exponential durations are made for several draws of a worker at once, which randomness by address allows. And where
+messages and updates take no time and every gradient is used at once, all that follows a computation is one step.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ NOW, BARRIER_LEFT, APPLIES_AT, CLOCKS = range(4)
 # the end: it counts only if another update follows.
 WAITING = -(2**62)
 
-# An event's key orders simultaneous events: kind, then worker.
-_WORKER_BITS = 32
-_WORKER_MASK = (1 << _WORKER_BITS) - 1
+#: One event of the heap. Its key orders simultaneous events, by kind and then worker, and holds its gradient's slot.
+EVENT = np.dtype([("time", "f8"), ("key", "i8")])
+_WORKER, _KIND = 30, 60  # bits of the key from which on they stand
+_MASK = (1 << _WORKER) - 1
 
 #: One gradient on its way. `hop` counts links up 0, 1, … and down −1, −2, …; a cancelled one has `version` −1.
 GRADIENT = np.dtype(
@@ -116,9 +118,7 @@ class Memory(NamedTuple):
 
     counter: np.ndarray
     clock: np.ndarray
-    heap_time: np.ndarray
-    heap_key: np.ndarray
-    heap_slot: np.ndarray
+    heap: np.ndarray
     free_slot: np.ndarray
     gradients: np.ndarray  # by slot
     link_free: np.ndarray
@@ -149,66 +149,66 @@ class Columns(NamedTuple):
 
 
 @inlined
-def _tie(keys, slots, gradients, a, key, slot):  # type: ignore[no-untyped-def]
-    """Say whether the event at place a comes before (key, slot) of the same time: by kind and worker, then draw."""
-    if keys[a] != key:
-        return keys[a] < key
-    return gradients[slots[a]].draw < gradients[slot].draw
+def _tie(key, other, gradients):  # type: ignore[no-untyped-def]
+    """Say whether the event of `key` comes before an `other` of the same time: by kind and worker, then draw."""
+    if key >> _WORKER != other >> _WORKER:
+        return key < other
+    return gradients[key & _MASK].draw < gradients[other & _MASK].draw
 
 
 @inlined
-def _sift_down(counter, times, keys, slots, gradients, time, key, slot):  # type: ignore[no-untyped-def]
-    """Put an event at the top of the heap, and sink it to its place."""
+def _sift_down(counter, heap, gradients, time, key):  # type: ignore[no-untyped-def]
+    """Put an event at the top of the heap, where each has four below it, and sink it to its place."""
     size = counter[HEAP]
     place = 0
     while True:
-        child = 2 * place + 1
+        child = 4 * place + 1
         if child >= size:
             break
-        earliest = times[child]
-        right = child + 1
-        if right < size:
-            other = times[right]
-            if other == earliest:
-                if _tie(keys, slots, gradients, right, keys[child], slots[child]):
-                    child = right
+        first, earliest = child, heap[child].time
+        for other in range(child + 1, min(child + 4, size)):
+            candidate = heap[other].time
+            if candidate == earliest:
+                if _tie(heap[other].key, heap[first].key, gradients):
+                    first = other
             else:  # without a branch, which would be guessed wrong every other time
-                child += other < earliest
-                earliest = min(earliest, other)
-        if earliest > time or (earliest == time and not _tie(keys, slots, gradients, child, key, slot)):
+                first = other if candidate < earliest else first
+                earliest = min(earliest, candidate)
+        if earliest > time or (earliest == time and not _tie(heap[first].key, key, gradients)):
             break
-        times[place], keys[place], slots[place] = earliest, keys[child], slots[child]
-        place = child
-    times[place], keys[place], slots[place] = time, key, slot
+        heap[place].time, heap[place].key = earliest, heap[first].key
+        place = first
+    heap[place].time, heap[place].key = time, key
 
 
 @inlined
-def _push(counter, times, keys, slots, gradients, time, key, slot):  # type: ignore[no-untyped-def]
+def _push(counter, heap, gradients, time, kind, worker, slot):  # type: ignore[no-untyped-def]
     """Schedule an event; it takes the place of the one that was taken last, if that is still empty."""
+    key = (kind << _KIND) | (worker << _WORKER) | slot
     if counter[TOP_EMPTY]:
         counter[TOP_EMPTY] = 0
-        _sift_down(counter, times, keys, slots, gradients, time, key, slot)
+        _sift_down(counter, heap, gradients, time, key)
         return
     place = counter[HEAP]
     counter[HEAP] += 1
     while place > 0:
-        parent = (place - 1) >> 1
-        before = times[parent]
-        if before < time or (before == time and _tie(keys, slots, gradients, parent, key, slot)):
+        parent = (place - 1) >> 2
+        before = heap[parent].time
+        if before < time or (before == time and _tie(heap[parent].key, key, gradients)):
             break
-        times[place], keys[place], slots[place] = before, keys[parent], slots[parent]
+        heap[place].time, heap[place].key = before, heap[parent].key
         place = parent
-    times[place], keys[place], slots[place] = time, key, slot
+    heap[place].time, heap[place].key = time, key
 
 
 @inlined
-def _fill_top(counter, times, keys, slots, gradients):  # type: ignore[no-untyped-def]
+def _fill_top(counter, heap, gradients):  # type: ignore[no-untyped-def]
     """Close the gap that the event taken last has left."""
     counter[TOP_EMPTY] = 0
     counter[HEAP] -= 1
     last = counter[HEAP]
     if last > 0:
-        _sift_down(counter, times, keys, slots, gradients, times[last], keys[last], slots[last])
+        _sift_down(counter, heap, gradients, heap[last].time, heap[last].key)
 
 
 @inlined
@@ -254,9 +254,7 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
     (
         counter,
         clock,
-        times,
-        keys,
-        slots,
+        heap,
         free_slot,
         gradients,
         link_free,
@@ -280,6 +278,8 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
     moving = -1  # slot of a message that joins its next link
     arrived = -1  # slot of a gradient that has reached the server
     applies = False
+    instant = not (has_network or server_takes_time or replies_before) and never_stops and batch == 1
+    at_once = instant and limit >= last_update and not reports
     after_apply = counter[PHASE] == AFTER_APPLY
     to_all = counter[PHASE] == START
     counter[PHASE] = NEXT_EVENT
@@ -305,8 +305,7 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
             if kind == RECEIVE and never_stops and link_delivered[link] > now:
                 received, start = moving, link_delivered[link]
             else:
-                key = (kind << _WORKER_BITS) | worker
-                _push(counter, times, keys, slots, gradients, link_delivered[link], key, moving)
+                _push(counter, heap, gradients, link_delivered[link], kind, worker, moving)
             moving = -1
 
         # A model has reached its worker: a gradient under way there is cancelled, and a new one starts.
@@ -345,7 +344,7 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
                 # A gradient that takes no time must wait for its turn among the events of that moment.
                 computing[worker] = -1
                 kind = RECEIVE
-            _push(counter, times, keys, slots, gradients, time, (kind << _WORKER_BITS) | worker, received)
+            _push(counter, heap, gradients, time, kind, worker, received)
             received = -1
 
         # The server sends the current version to the next worker that it is for.
@@ -432,15 +431,15 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
 
         # The next event.
         if counter[TOP_EMPTY]:
-            _fill_top(counter, times, keys, slots, gradients)
+            _fill_top(counter, heap, gradients)
         if (
             counter[FREE] < room
-            or times.size - counter[HEAP] < room
+            or heap.size - counter[HEAP] < room
             or c_worker.size - counter[ROWS] < room
             or pending.size - counter[PENDING] < 2 * batch + 2
         ):
             return GROW
-        if counter[SERVER_BUSY] and (counter[HEAP] == 0 or clock[APPLIES_AT] <= times[0]):
+        if counter[SERVER_BUSY] and (counter[HEAP] == 0 or clock[APPLIES_AT] <= heap[0].time):
             if clock[APPLIES_AT] > last_time:
                 return OVER
             now = clock[APPLIES_AT]
@@ -450,15 +449,29 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
             continue
         if counter[HEAP] == 0:
             return STILL
-        if times[0] > last_time:
+        if heap[0].time > last_time:
             return OVER
-        now = times[0]
+        now = heap[0].time
         clock[NOW] = now
-        slot = slots[0]
-        kind, worker = keys[0] >> _WORKER_BITS, keys[0] & _WORKER_MASK
+        kind, worker, slot = heap[0].key >> _KIND, heap[0].key >> _WORKER & _MASK, heap[0].key & _MASK
         counter[TOP_EMPTY] = 1
         if kind == COMPUTED:
             g = gradients[slot]
+            if at_once and counter[VERSION] + 1 < last_update:
+                # It arrives, is applied and answered in one moment, so its slot can hold the worker's next one.
+                row = counter[ROWS]
+                counter[ROWS] += 1
+                c_worker[row], c_draw[row], c_version[row] = worker, g.draw, g.version
+                c_update[row], c_status[row] = counter[VERSION], APPLIED
+                c_read[row], c_start[row], c_done[row], c_arrive[row], c_apply[row] = g.read, g.start, now, now, now
+                counter[VERSION] += 1
+                g.draw, g.version, g.read, g.start = g.draw + 1, counter[VERSION], now, now
+                last_draw[worker], last_version[worker] = g.draw, g.version
+                done = now + _duration(
+                    ahead, ahead_until, laws, law_of[worker], seed, replica, worker, g.draw, SERVICE, 0
+                )
+                _push(counter, heap, gradients, done, COMPUTED, worker, slot)
+                continue
             if g.version < 0:
                 free_slot[counter[FREE]] = slot
                 counter[FREE] += 1
@@ -521,7 +534,7 @@ def _unsettled_draws(memory, columns, version):  # type: ignore[no-untyped-def]
     counter = memory.counter
     unsettled = np.full(memory.last_draw.size, 2**62)
     for place in range(counter[TOP_EMPTY], counter[HEAP]):
-        g = memory.gradients[memory.heap_slot[place]]
+        g = memory.gradients[memory.heap[place].key & _MASK]
         if g.version >= 0:
             unsettled[g.worker] = min(unsettled[g.worker], g.draw)
     for row in range(counter[ROWS]):
