@@ -13,7 +13,7 @@ PACKAGE = Path(asyncsim.__file__).parent
 #: Lower layers first; a module may import its own layer and those before it.
 LAYERS = [
     ["compiling", "spec", "streams", "columns", "documents", "theory", "executors"],
-    ["trace", "rules", "checking", "stored", "durations", "sampler", "staleness_laws", "slots"],
+    ["trace", "rules", "checking", "windows", "stored", "durations", "sampler", "staleness_laws", "slots"],
     ["network", "policies", "staleness", "estimates", "problems"],
     ["methods"],
     ["scenario"],
