@@ -6,6 +6,7 @@ It is written to be read beside docs/trace.md; the compiled engine must give the
 from __future__ import annotations
 
 import math
+from array import array
 from collections import deque
 from collections.abc import Callable, Generator
 from functools import partial
@@ -112,7 +113,7 @@ class AddressedDurations:
         self.law = law
         self.seed, self.replica, self.worker = seed, replica, worker
         self.purpose, self.index = purpose, index
-        self.block: memoryview | tuple[()] = ()  # of floats; a quarter of what a list of them would take
+        self.block = array("d")  # a quarter of what a list of floats would take
         self.first = 0
 
     def __call__(self, draw: int) -> float:
@@ -122,8 +123,13 @@ class AddressedDurations:
             self.first, place = draw, 0
             size = min(max(32, 2 * len(self.block)), 1024)
             address = (self.seed, self.replica, self.worker, draw)
-            self.block = self.law.sample(*address, size=size, purpose=self.purpose, index=self.index).data
+            times = self.law.sample(*address, size=size, purpose=self.purpose, index=self.index)
+            self.block = array("d", times.tobytes())
         return self.block[place]
+
+
+#: The links that a message crosses, in order, with its latencies on them.
+Way = list[tuple[Link, AddressedDurations]]
 
 
 class ClusterModel:
@@ -212,7 +218,7 @@ class ClusterModel:
             if self.network is None:
                 self.arrive(gradient)
             else:
-                self.travel(gradient, self.up[me], self.latency_up[me], ARRIVE, self.arrive)
+                self.travel(gradient, self.up[me], ARRIVE, self.arrive)
 
     def receive(self, gradient: Gradient, _event: simpy.Event | None = None) -> None:
         """Take the model for this gradient from the network."""
@@ -236,24 +242,24 @@ class ClusterModel:
         """Lay the links and every worker's way over them."""
         routes = network.routes(self.count)
         links = [Link() for _ in range(routes.links)]
-        self.up = [[links[number] for number in way] for way in routes.up]
-        self.down = [[links[number] for number in way] for way in routes.down]
         self.occupied = 0.0 if network.bandwidth is None else message_bytes / network.bandwidth
 
-        def latencies(worker: int, hops: int, purpose: int) -> list[AddressedDurations]:
+        def ways(numbers: list[list[int]], purpose: int) -> list[Way]:
             return [
-                AddressedDurations(network.latency, seed, self.replica, worker, purpose, index=hop)
-                for hop in range(hops)
+                [
+                    (links[number], AddressedDurations(network.latency, seed, self.replica, worker, purpose, index=hop))
+                    for hop, number in enumerate(way)
+                ]
+                for worker, way in enumerate(numbers)
             ]
 
-        self.latency_up = [latencies(w, len(way), streams.LATENCY_UP) for w, way in enumerate(self.up)]
-        self.latency_down = [latencies(w, len(way), streams.LATENCY_DOWN) for w, way in enumerate(self.down)]
+        self.up = ways(routes.up, streams.LATENCY_UP)
+        self.down = ways(routes.down, streams.LATENCY_DOWN)
 
     def travel(
         self,
         gradient: Gradient,
-        way: list[Link],
-        latency: list[AddressedDurations],
+        way: Way,
         last_kind: int,
         deliver: Callable[..., None],
         hop: int = 0,
@@ -267,12 +273,13 @@ class ClusterModel:
             deliver(gradient)
             return
         env = self.env
-        time = way[hop].carry(env.now, self.occupied, latency[hop](gradient.draw))
+        link, latency = way[hop]
+        time = link.carry(env.now, self.occupied, latency(gradient.draw))
         if hop + 1 == len(way):
             then = partial(deliver, gradient)
             env.at(time, last_kind, gradient.worker).callbacks.append(then)
         else:
-            then = partial(self.travel, gradient, way, latency, last_kind, deliver, hop + 1)
+            then = partial(self.travel, gradient, way, last_kind, deliver, hop + 1)
             env.at(time, HOP, gradient.worker).callbacks.append(then)
 
     # --- server ------------------------------------------------------------------------------------------------------
@@ -285,7 +292,7 @@ class ClusterModel:
         if self.network is None:
             self.receive(gradient)
         else:
-            self.travel(gradient, self.down[worker], self.latency_down[worker], RECEIVE, self.receive)
+            self.travel(gradient, self.down[worker], RECEIVE, self.receive)
 
     def send_to_all(self) -> None:
         """Send the current version to every worker, in order."""
@@ -411,7 +418,7 @@ class ClusterModel:
         """Write the row of a gradient whose fate is settled now."""
         gradient.status = status
         gradient.apply_time = self.env.now
-        self.settled.rows.append(gradient)
+        self.settled.add(gradient)
 
     def rows(self, batch: list[Gradient]) -> UpdateRows:
         """Return the update just made, as `on_update` sees it."""

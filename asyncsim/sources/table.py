@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,11 @@ from asyncsim.stored import Facts, TraceWriter
 from asyncsim.trace import COLUMNS, TIMES, Trace, order_keys
 
 _FIELDS = ("worker", "draw", "read_version", "update", "status", *TIMES)
+
+# A row as bytes, the same to numpy and to struct: both align fields as C does.
+_ROW = np.dtype([(name, COLUMNS[name]) for name in _FIELDS], align=True)
+_PACKED = struct.Struct("".join(_ROW[name].char for name in _FIELDS))
+_COLUMNS_OF = attrgetter(*_FIELDS)
 
 
 class TraceParts:
@@ -109,9 +116,13 @@ class SettledGradients:
 
     def __init__(self, parts: TraceParts, replica: int):
         self.parts, self.replica = parts, replica
-        self.rows: list[Any] = []
+        self.rows = bytearray()
         self.events: list[tuple[float, str]] = []
         self.counted = (0, 0)
+
+    def add(self, gradient: Any) -> None:
+        """Write the row of a gradient, which has an attribute for each column and may be forgotten now."""
+        self.rows += _PACKED.pack(*_COLUMNS_OF(gradient))
 
     def mark(self) -> None:
         """Note that an update was made: everything so far counts."""
@@ -120,7 +131,8 @@ class SettledGradients:
     def close(self, updates: int) -> None:
         """End the replica with its last update: sort its rows and hand them over."""
         rows, events = self.rows[: self.counted[0]], self.events[: self.counted[1]]
-        part = {name: np.array([getattr(row, name) for row in rows], dtype=COLUMNS[name]) for name in _FIELDS}
+        table = np.frombuffer(rows, dtype=_ROW)
+        part = {name: table[name] for name in _FIELDS}
         keys = order_keys(part)
         assert keys is not None
         order = np.lexsort(keys[::-1])
