@@ -10,6 +10,7 @@ any trace, deterministically.
 """
 
 from asyncsim.calibration import calibrate
+from asyncsim.compare import compare
 from asyncsim.experiment import run
 from asyncsim.replay import replay
 from asyncsim.results import open_run
@@ -28,6 +29,7 @@ __all__ = [
     "Trace",
     "TraceError",
     "calibrate",
+    "compare",
     "import_trace",
     "load",
     "open_run",

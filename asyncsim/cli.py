@@ -1,6 +1,7 @@
-"""The command line: run, check, plot, export, import-trace, calibrate, schema, list.
+"""The command line: run, check, plot, compare, export, import-trace, calibrate, schema, list.
 
-Exit codes: 0 done, 1 ran but failed (a run diverged), 2 bad input, 130 interrupted with what was done kept.
+Exit codes: 0 done, 1 ran but failed (a run diverged, two runs differ), 2 bad input, 130 interrupted with what was done
+kept.
 """
 
 from __future__ import annotations
@@ -212,6 +213,29 @@ def plot(folder: str) -> None:
         drawn = draw_run(open_run(folder), Path(folder))
     for path in drawn:
         click.echo(path)
+
+
+@main.command()
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
+@click.option("--tolerance", type=click.FloatRange(min=0), help="Largest difference allowed, in place of the noise.")
+@click.option("--warmup", type=click.IntRange(min=0), help="Updates to leave out; the scenarios' own if left out.")
+@click.option("-o", "--out", type=click.Path(), help="Picture to write: png, svg or pdf.")
+def compare(a: str, b: str, tolerance: float | None, warmup: int | None, out: str | None) -> None:
+    """Compare two runs or traces: differences beside noise.
+
+    A and B are run directories or trace.parquet files. Exit code 1 where they differ.
+    """
+    from asyncsim.compare import compare as compare_runs
+
+    found = compare_runs(a, b, tolerance=tolerance, warmup=warmup)
+    click.echo(found)
+    if out is not None:
+        from asyncsim.pictures import draw_comparison
+
+        click.echo(f"\n{draw_comparison(found, Path(out))}")
+    if not found.agrees:
+        sys.exit(FAILED)
 
 
 @main.command()

@@ -14,6 +14,7 @@ from asyncsim import plots
 from asyncsim.cells import label
 from asyncsim.documents import ScenarioError
 from asyncsim.export import has_timeline
+from asyncsim.noise import staleness_counts
 from asyncsim.prediction import staleness_law
 from asyncsim.results import SCENARIO
 from asyncsim.runs import Run
@@ -22,6 +23,8 @@ from asyncsim.sweep import CURVES, TUNED, read_results
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from asyncsim.compare import Comparison
 
 #: More lines than this in one picture tell nothing.
 MOST_LINES = 10
@@ -45,6 +48,30 @@ def draw_run(run: Run, folder: Path) -> list[Path]:
     if has_timeline(run.trace):
         chosen.append(("timeline", lambda ax: plots.timeline(ax, frame, time_unit=unit)))
     return _draw(chosen, folder, scenario.get("description", ""))
+
+
+def draw_comparison(comparison: Comparison, path: Path) -> Path:
+    """Draw two runs over each other: staleness, its tails, and the metric that was compared."""
+    import pandas as pd
+
+    counts, curves = [], []
+    for name, run in zip("AB", comparison.runs, strict=True):
+        values, many = staleness_counts(run.trace, warmup=comparison.warmup)
+        counts.append(pd.DataFrame({"staleness": values, "count": many, "label": name}))
+        if comparison.metric is not None:
+            curves.append(run.metrics.astype({"metric": str}).assign(label=name))
+    figure, first = plots.new_figure()
+    first.remove()
+    wide = figure.subplots(1, 2 + bool(curves))
+    figure.set_size_inches(4.5 * len(wide), 4.0)
+    frame = pd.concat(counts, ignore_index=True)
+    plots.staleness_histogram(wide[0], frame)
+    plots.staleness_tails(wide[1], frame)
+    if comparison.metric is not None:
+        unit = comparison.runs[0].summary.get("time_unit", "s")
+        plots.loss(wide[2], pd.concat(curves), metric=comparison.metric, against=comparison.against, time_unit=unit)
+    figure.suptitle("A: {}   B: {}".format(*comparison.names), fontsize="medium")
+    return plots.save(figure, path)
 
 
 def _law(scenario: dict[str, Any], size: int) -> Any:

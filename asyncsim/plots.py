@@ -46,6 +46,7 @@ __all__ = [
     "regret",
     "save",
     "staleness_histogram",
+    "staleness_tails",
     "time_to_target",
     "timeline",
 ]
@@ -59,8 +60,9 @@ def staleness_histogram(
 ) -> Axes:
     """Draw the share of gradients of each staleness, up to the 99.9 % quantile.
 
-    `frame` has the column `staleness`, one row per gradient (missing where it was not applied), and, to compare several
-    distributions, `label`. `theory` holds the probabilities of staleness 0, 1, 2, …: one array, or one per label.
+    `frame` has the column `staleness`, one row per gradient (missing where it was not applied), or one per value with
+    their `count`, and, to compare several distributions, `label`. `theory` holds the probabilities of staleness 0, 1,
+    2, …: one array, or one per label.
     """
     frame = checked("staleness_histogram", frame, "staleness").dropna(subset=["staleness"])
     refuse_empty("staleness_histogram", frame, "no gradient was applied")
@@ -73,8 +75,9 @@ def staleness_histogram(
     last = 5  # at least so much is shown
     for name, colour, rows in groups:
         values = rows["staleness"].to_numpy(dtype=np.int64)
-        last = max(last, int(np.quantile(values, 0.999, method="inverted_cdf")))
-        share = np.bincount(values) / values.size
+        counts = np.bincount(values, weights=rows["count"].to_numpy(dtype=np.float64) if "count" in rows else None)
+        share = counts / counts.sum()
+        last = max(last, int(np.argmax(counts.cumsum() >= 0.999 * counts.sum())))
         edges = np.arange(share.size + 1) - 0.5
         single = len(groups) == 1
         ax.stairs(
@@ -103,6 +106,27 @@ def staleness_histogram(
     ax.set_ylim(bottom=0)
     whole_numbers(ax.xaxis)
     return finish(ax, "staleness (updates)", "share of gradients", legend=len(groups) > 1 or bool(expected))
+
+
+def staleness_tails(ax: Axes, frame: DataFrame) -> Axes:
+    """Draw the share of gradients at least so stale, on a logarithmic axis: a straight line is a geometric law.
+
+    `frame` has the columns staleness and count (gradients of that staleness) and, to compare several, `label`.
+    """
+    frame = checked("staleness_tails", frame, "staleness", "count")
+    largest, rarest = 1, 1.0
+    for name, colour, rows in groups_of(frame):
+        rows = rows[rows["count"] > 0].sort_values("staleness")
+        values, counts = rows["staleness"].to_numpy(dtype=np.float64), rows["count"].to_numpy(dtype=np.float64)
+        refuse_empty("staleness_tails", values, "no gradient was applied")
+        share = counts[::-1].cumsum()[::-1] / counts.sum()
+        ax.stairs(share, np.concatenate([[0.0], values + 0.5]), baseline=None, color=colour, label=name or None)
+        largest, rarest = max(largest, int(values[-1])), min(rarest, float(share[-1]))
+    ax.set_yscale("log")
+    ax.set_ylim(0.7 * rarest, 1.3)
+    ax.set_xlim(-0.01 * largest, 1.01 * largest + 1)
+    whole_numbers(ax.xaxis)
+    return finish(ax, "staleness (updates)", "share at least so stale", legend="label" in frame)
 
 
 # --- progress -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,91 @@
+"""Where two runs part: the first row of their schedules, or the first update of their models, that differs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from asyncsim.replay import Replayer
+from asyncsim.runs import Run
+from asyncsim.scenario import ScenarioError, build
+from asyncsim.trace import APPLIED, Trace, UpdateRows
+
+#: Columns that make a schedule; times and bytes are not among them.
+SCHEDULE = ("replica", "worker", "draw", "read_version", "update", "status")
+
+
+def first_other_row(a: Trace, b: Trace) -> int | None:
+    """Return the first row at which two schedules differ, whatever their times; None where they are the same."""
+    begin = 0
+    for one, other in zip(a.parts(*SCHEDULE), b.parts(*SCHEDULE), strict=False):
+        rows = min(one["update"].size, other["update"].size)
+        unequal = np.zeros(rows, dtype=bool)
+        for name in SCHEDULE:
+            unequal |= one[name][:rows] != other[name][:rows]
+        if unequal.any():
+            return begin + int(np.argmax(unequal))
+        begin += rows
+    return None if begin == len(a) == len(b) else begin
+
+
+def has_model(run: Run) -> bool:
+    """Say whether a run holds the problem and the method that it was replayed with."""
+    return run.scenario is not None and "problem" in run.scenario
+
+
+def first_divergence(a: Run, b: Run) -> tuple[int, int] | None:
+    """Replay two runs of one schedule side by side; return the first (replica, update) whose model differs.
+
+    Versions are compared bit by bit. None where all are the same, or where a run does not hold its problem and method.
+    """
+    from threadpoolctl import threadpool_limits
+
+    replayers = []
+    for run in (a, b):
+        try:
+            scenario = build(run.scenario) if has_model(run) else None  # type: ignore[arg-type]
+        except ScenarioError:  # it names an object of the user's own that cannot be found here
+            scenario = None
+        if scenario is None:
+            return None
+        seed, workers = run.trace.seed, run.trace.workers
+        replayers.append(Replayer(scenario.method, scenario.problem, seed=seed, workers=workers))
+    with threadpool_limits(limits=1, user_api="blas"):
+        ended = None
+        for rows in _updates(a.trace):
+            if rows.replica == ended:
+                continue
+            answers = [replayer.step(rows) for replayer in replayers]
+            one, other = (np.asarray(replayer.state.x) for replayer in replayers)
+            if one.shape != other.shape or one.tobytes() != other.tobytes():
+                return rows.replica, rows.update
+            if "stop" in answers:  # no longer finite, both of them: there is no version to go on from
+                ended = rows.replica
+    return None
+
+
+def _updates(trace: Trace) -> Iterator[UpdateRows]:
+    """Yield the rows of each update, replica by replica."""
+    worker, draw, read_version, update_of = (trace[name] for name in ("worker", "draw", "read_version", "update"))
+    block = trace["block"] if "block" in trace else np.full(len(trace), -1)
+    used = trace["status"] == APPLIED
+    for replica, count, rows in trace.slices():
+        applied = np.flatnonzero(used[rows]) + rows.start
+        applied = applied[np.argsort(update_of[applied], kind="stable")]
+        ends = np.searchsorted(update_of[applied], np.arange(count + 1))
+        read = read_version[applied]
+        oldest = np.append(np.minimum.accumulate(read[::-1])[::-1], count)
+        for update in range(count):
+            mine = applied[ends[update] : ends[update + 1]]
+            yield UpdateRows(
+                replica=replica,
+                update=update,
+                time=math.nan,
+                worker=worker[mine],
+                draw=draw[mine],
+                read_version=read_version[mine],
+                block=block[mine],
+                oldest_read=int(oldest[ends[update + 1]]),
+            )
