@@ -21,7 +21,7 @@ _SENDS_TO = {
     "everyone": event_loop.EVERYONE,
 }
 #: Updates after which the loop comes back to say how far it is.
-PAUSE_AFTER = 1 << 17
+PAUSE_AFTER = 1 << 20
 
 _REQUESTS = {"go": event_loop.GO, "barrier": event_loop.BARRIER, "stop": event_loop.STOP}
 
