@@ -13,18 +13,22 @@ import numpy as np
 from asyncsim import plots
 from asyncsim.cells import label
 from asyncsim.documents import ScenarioError
-from asyncsim.export import has_timeline
+from asyncsim.export import beginning, has_timeline
 from asyncsim.noise import staleness_counts
 from asyncsim.prediction import staleness_law
 from asyncsim.results import SCENARIO
 from asyncsim.runs import Run
 from asyncsim.scenario import build
+from asyncsim.staleness import histogram_of
 from asyncsim.sweep import CURVES, TUNED, read_results
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from asyncsim.compare import Comparison
+
+#: Updates that a timeline shows.
+SHOWN_UPDATES = 60
 
 #: More lines than this in one picture tell nothing.
 MOST_LINES = 10
@@ -34,19 +38,22 @@ Picture = tuple[str, Callable[[Any], Any]]
 
 def draw_run(run: Run, folder: Path) -> list[Path]:
     """Draw a run's pictures into its folder: staleness over its theory, the loss, the workers' timeline."""
+    import pandas as pd
+
     scenario = run.scenario or {}
-    frame = run.trace.to_frame()
     unit = run.summary["time_unit"]
     chosen: list[Picture] = []
-    kept = frame[frame["update"] >= scenario["run"]["warmup"]]
-    if len(kept):
-        law = _law(scenario, int(kept["staleness"].max()) + 1)
-        chosen.append(("staleness", lambda ax: plots.staleness_histogram(ax, kept, theory=law)))
+    counts = histogram_of(run.trace, warmup=scenario["run"]["warmup"])
+    if counts.any():
+        frame = pd.DataFrame({"staleness": np.arange(counts.size), "count": counts})
+        law = _law(scenario, counts.size)
+        chosen.append(("staleness", lambda ax: plots.staleness_histogram(ax, frame, theory=law)))
     if run.metric_names:
         metric = run.metric_names[0]
         chosen.append(("loss", lambda ax: plots.loss(ax, run.metrics, metric=metric)))
     if has_timeline(run.trace):
-        chosen.append(("timeline", lambda ax: plots.timeline(ax, frame, time_unit=unit)))
+        first = beginning(run.trace, SHOWN_UPDATES).to_frame()
+        chosen.append(("timeline", lambda ax: plots.timeline(ax, first, updates=SHOWN_UPDATES, time_unit=unit)))
     return _draw(chosen, folder, scenario.get("description", ""))
 
 

@@ -41,15 +41,15 @@ def small(monkeypatch):
 
 
 def longer(scenario: Scenario) -> Scenario:
-    """The same with ten times the updates, so that a few row groups are filled."""
-    run = scenario.run.model_copy(update={"updates": 10 * (scenario.run.updates or 0)})
+    """The same with five times the updates, so that a few row groups are filled."""
+    run = scenario.run.model_copy(update={"updates": 5 * (scenario.run.updates or 0)})
     return scenario.model_copy(update={"run": run})
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(scenario=scenarios())
 def test_a_trace_written_as_it_is_made_is_the_same(scenario, small, tmp_path):
     scenario, file = longer(scenario), tmp_path / "trace.parquet"
