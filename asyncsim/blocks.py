@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+
+import numpy as np
 
 
 def block_bounds(dimension: int, blocks: int) -> list[slice]:
@@ -13,3 +16,15 @@ def block_bounds(dimension: int, blocks: int) -> list[slice]:
     """
     ends = [dimension * block // blocks for block in range(blocks + 1)]
     return [slice(low, high) for low, high in pairwise(ends)]
+
+
+def mixed_read(versions: Mapping[int, np.ndarray], of_block: Sequence[int]) -> np.ndarray:
+    """Return the model that a reader saw who found version ``of_block[b]`` in block b.
+
+    >>> mixed_read({3: np.zeros(4), 4: np.ones(4)}, [4, 3]).tolist()
+    [1.0, 1.0, 0.0, 0.0]
+    """
+    x = np.empty_like(versions[of_block[0]])
+    for bounds, version in zip(block_bounds(x.size, len(of_block)), of_block, strict=True):
+        x[bounds] = versions[version][bounds]
+    return x

@@ -15,6 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from asyncsim import stored
+from asyncsim.blocks import mixed_read
 from asyncsim.measure import Meter, metric_functions
 from asyncsim.methods.base import State
 from asyncsim.problems.base import complete
@@ -77,7 +78,7 @@ def replay(
         end_time = trace.last_time()
     # More than one BLAS thread makes small products slower and their bits depend on the machine's load.
     with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
-        for places, schedule in plan or _batches(trace, _batch_size(method, problem)):
+        for places, schedule in plan or _batches(trace, 1 if trace.reads is not None else _batch_size(method, problem)):
             loop.run(places, schedule, end_time)
     return Run(
         trace=trace,
@@ -154,7 +155,8 @@ def _by_update(trace: Trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _applied(trace: Trace, rows: np.ndarray) -> Iterator[Columns]:
     """Yield what a replay needs of these rows."""
-    yield {name: trace[name][rows] for name in NEEDED if name in trace}
+    columns = {name: trace[name][rows] for name in NEEDED if name in trace}
+    yield columns if trace.reads is None else {**columns, "reads": trace.reads[rows]}
 
 
 def advance(method: Any, problem: Any, state: State, memories: list[Any], rows: list[Row], reads: list[Any]) -> State:
@@ -284,7 +286,10 @@ class Replayer:
             Row(self.seed, rows.replica, int(w), int(draw), rows.update, rows.update - int(version), int(block))
             for w, draw, version, block in zip(rows.worker, rows.draw, rows.read_version, rows.block, strict=True)
         ]
-        reads = [self.versions[int(version)] for version in rows.read_version]
+        if rows.reads is None:
+            reads = [self.versions[int(version)] for version in rows.read_version]
+        else:
+            reads = [mixed_read(self.versions, of_block) for of_block in rows.reads.tolist()]
         with np.errstate(over="ignore", invalid="ignore"):
             self.state = advance(self.method, self.problem, self.state, self.memories, gradients, reads)
             if not math.isfinite(np.vdot(self.state.x, self.state.x)):

@@ -94,9 +94,9 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 def write_trace(trace: Trace, path: str | Path) -> None:
     """Write a trace as Parquet, as docs/trace.md describes."""
     with aside(path) as partial:
-        writer = TraceWriter(partial, trace.columns)
+        writer = TraceWriter(partial, trace.columns, blocks=0 if trace.reads is None else trace.reads.shape[1])
         for part in trace.parts(*trace.columns):
-            writer.write(part)
+            writer.write(part if trace.reads is None else {**part, "reads": trace.reads})
         writer.close(trace)
 
 
@@ -107,8 +107,10 @@ def read_trace(path: str | Path) -> Trace:
     about, _ = read_facts(path)
     with refusing(path):
         table = pq.read_table(path)
+    columns = as_arrays(table)
     return Trace(
-        as_arrays(table),
+        columns,
+        reads=columns.pop("reads", None),
         seed=about["seed"],
         workers=about["workers"],
         updates=about["updates"],
@@ -121,10 +123,11 @@ def read_trace(path: str | Path) -> Trace:
 def open_trace(path: str | Path) -> Trace:
     """Read a trace, or, where it is too long to be held, check it and leave it where it is.
 
-    An imported trace whose draws need not be consecutive can only be checked as a whole.
+    An imported trace whose draws need not be consecutive, and one of mixed reads, are always held.
     """
     about, metadata = read_facts(path)
-    if metadata.num_rows <= stored.LONGEST_IN_MEMORY or not about["consecutive_draws"]:
+    whole = not about["consecutive_draws"] or "reads" in metadata.schema.to_arrow_schema().names
+    if metadata.num_rows <= stored.LONGEST_IN_MEMORY or whole:
         return read_trace(path)
     return StoredTrace(path)
 

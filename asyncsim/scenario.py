@@ -190,7 +190,8 @@ class RunSettings(Spec):
         if self.updates is not None and self.warmup >= self.updates:
             raise refuse(f"must be below updates = {self.updates}, got {self.warmup}", "warmup")
         if self.source not in ("simulate", "record") and self.stop_when is not None:
-            raise refuse(f"needs source = 'simulate' or 'record': a '{self.source}' schedule is made before the model", "stop_when")
+            said = f"a '{self.source}' schedule is made before the model"
+            raise refuse(f"needs source = 'simulate' or 'record': {said}", "stop_when")
         return self
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from asyncsim.blocks import mixed_read
 from asyncsim.trace import Row, Trace
 from asyncsim.windows import Columns, in_windows, read_later, window_size
 
@@ -43,6 +44,8 @@ class ReplicaSchedule:
         self.kept: dict[int, np.ndarray] = {}
 
     def _windows(self) -> Iterator[Columns]:
+        if self.trace.reads is not None:
+            return iter(self.parts())  # all at once, as such a trace is held
         return in_windows(self.parts(), window_size(self.trace.workers))
 
     def _begin(self) -> None:
@@ -61,7 +64,11 @@ class ReplicaSchedule:
         self.worker, self.draw = window["worker"].tolist(), window["draw"].tolist()
         self.version = window["read_version"].tolist()
         self.block = window["block"].tolist() if "block" in window else [-1] * len(self.version)
-        self.last_read = dict(zip(self.version, window["update"].tolist(), strict=True))  # of several the last one
+        self.reads = window["reads"].tolist() if "reads" in window else None
+        updates = window["update"].tolist()
+        self.last_read = dict(zip(self.version, updates, strict=True))  # of several the last one
+        for of_block, update in zip(self.reads or (), updates, strict=False):
+            self.last_read |= dict.fromkeys(of_block, update)
         self.last_read |= dict.fromkeys(later.tolist(), self.updates)
 
     def _places(self, update: int) -> range:
@@ -78,7 +85,8 @@ class ReplicaSchedule:
 
     def read(self, update: int, gradient: int) -> np.ndarray:
         """Return the version that the update's gradient number `gradient` was computed from."""
-        return self.kept[self.version[self.bounds[update - self.first] + gradient]]
+        place = self.bounds[update - self.first] + gradient
+        return self.kept[self.version[place]] if self.reads is None else mixed_read(self.kept, self.reads[place])
 
     def write(self, version: int, x: np.ndarray) -> None:
         """Keep a version if it is still to be read, and drop those that update `version` − 1 was the last to read."""
@@ -86,8 +94,9 @@ class ReplicaSchedule:
             self._begin()
         else:
             for i in self._places(version - 1):
-                if self.last_read[self.version[i]] == version - 1:
-                    self.kept.pop(self.version[i], None)
+                for read in (self.version[i],) if self.reads is None else {self.version[i], *self.reads[i]}:
+                    if self.last_read[read] == version - 1:
+                        self.kept.pop(read, None)
         if version in self.last_read:
             self.kept[version] = x
 

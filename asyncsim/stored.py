@@ -39,15 +39,16 @@ class Facts(NamedTuple):
 class TraceWriter:
     """Writes a trace as Parquet, as docs/trace.md describes, from parts of any size; to be closed at the end."""
 
-    def __init__(self, path: str | Path, columns: tuple[str, ...]):
-        """Begin a file with these columns; about `ROW_GROUP` rows are held until they are written."""
+    def __init__(self, path: str | Path, columns: tuple[str, ...], blocks: int = 0):
+        """Begin a file with these columns, and reads of so many blocks; about `ROW_GROUP` rows are held at a time."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         names = [name for name in COLUMNS if name in columns]
         types = [(name, pa.from_numpy_dtype(COLUMNS[name])) for name in names]
         words = pa.dictionary(pa.int8(), pa.string())
-        self.schema = pa.schema([(name, words if name == "status" else kind) for name, kind in types])
+        fields = [(name, words if name == "status" else kind) for name, kind in types]
+        self.schema = pa.schema([*fields, ("reads", pa.list_(pa.int64(), blocks))] if blocks else fields)
         # Few different values; a dictionary of the others would be as large as the column.
         repeated = [
             name for name in names if name in ("replica", "worker", "status", "bytes_up", "bytes_down", "block")
@@ -69,8 +70,13 @@ class TraceWriter:
         arrays = []
         for name in self.schema.names:
             pieces = [part[name] for part in self.held]
-            array = pa.array(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
-            arrays.append(pa.DictionaryArray.from_arrays(array, pa.array(STATUSES)) if name == "status" else array)
+            piece = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            array = pa.array(piece.reshape(-1))
+            if name == "status":
+                array = pa.DictionaryArray.from_arrays(array, pa.array(STATUSES))
+            elif name == "reads":
+                array = pa.FixedSizeListArray.from_arrays(array, piece.shape[1])
+            arrays.append(array)
         self.held, self.rows_held = [], 0
         self.file.write_table(pa.Table.from_arrays(arrays, schema=self.schema), row_group_size=ROW_GROUP)
 
@@ -144,7 +150,7 @@ class StoredTrace(Trace):
         self.events = tuple((int(r), float(t), int(w), str(kind)) for r, t, w, kind in about["events"])
         self.consecutive_draws = bool(about["consecutive_draws"])
         self.rows = int(metadata.num_rows)
-        self.before = None
+        self.before = self.reads = None
         self._names = tuple(metadata.schema.to_arrow_schema().names)
         self._bounds = _replica_bounds(metadata)
         if not checked:
@@ -293,9 +299,12 @@ def _replica_bounds(metadata: Any) -> list[tuple[int, int]]:
 
 
 def as_arrays(table: Any) -> dict[str, np.ndarray]:
-    """Return the columns of an arrow table as numpy arrays, `status` as codes."""
+    """Return the columns of an arrow table as numpy arrays, `status` as codes, `reads` with a column for each block."""
     arrays = {}
     for name in table.column_names:
         column = table.column(name).combine_chunks()
-        arrays[name] = np.asarray(column.indices if name == "status" else column)
+        if name == "reads":
+            arrays[name] = np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
+        else:
+            arrays[name] = np.asarray(column.indices if name == "status" else column)
     return arrays

@@ -54,7 +54,8 @@ class UpdateRows(NamedTuple):
     """The gradients of one update of one replica, as a source hands them to `on_update`.
 
     `worker`, `draw`, `read_version` and `block` are arrays with one entry per gradient, in order of arrival.
-    `oldest_read` is the oldest version that a gradient still on its way was computed from.
+    `oldest_read` is the oldest version that a gradient still on its way was computed from. `reads` has the version of
+    each block, shape (gradients, blocks), where reads mix versions.
     """
 
     replica: int
@@ -65,6 +66,7 @@ class UpdateRows(NamedTuple):
     read_version: np.ndarray
     block: np.ndarray
     oldest_read: int
+    reads: np.ndarray | None = None
 
 
 class Before(NamedTuple):
@@ -104,6 +106,8 @@ class Trace:
         Rows (replica, time, worker, kind) of barriers and stops.
     consecutive_draws
         False for imported traces, whose draws per worker only have to increase.
+    reads
+        The version of every block that each gradient was computed from, shape (rows, blocks), where reads mix versions.
     copy
         False to take the arrays over where their types fit; whoever made them must not write to them any more.
 
@@ -122,6 +126,7 @@ class Trace:
         replicas: Any = None,
         events: Any = (),
         consecutive_draws: bool = True,
+        reads: Any = None,
         copy: bool = True,
     ):
         unknown = set(columns) - set(COLUMNS)
@@ -138,6 +143,7 @@ class Trace:
         self.events = tuple((int(r), float(t), int(w), str(kind)) for r, t, w, kind in events)
         self.consecutive_draws = bool(consecutive_draws)
         self.before: Before | None = None
+        self.reads = None if reads is None else frozen(reads, np.int64, "reads", copy=copy, dimensions=2)
         check(self)
 
     @classmethod
@@ -147,7 +153,7 @@ class Trace:
         part._columns = {name: columns[name] for name in COLUMNS if name in columns}
         part.seed, part.workers, part.events = trace.seed, trace.workers, ()
         part.updates, part.replicas = trace.updates[places], trace.replicas[places]
-        part.consecutive_draws, part.before = trace.consecutive_draws, before
+        part.consecutive_draws, part.before, part.reads = trace.consecutive_draws, before, None
         return part
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -256,16 +262,20 @@ class Trace:
             digest.update(name.encode())
             for part in self.parts(name):
                 digest.update(np.ascontiguousarray(part[name], dtype=part[name].dtype.newbyteorder("<")).data)
+        if self.reads is not None:
+            digest.update(b"reads")
+            digest.update(np.ascontiguousarray(self.reads, dtype="<i8").data)
         digest.update(repr((self.seed, self.workers, self.updates.tolist(), self.replicas.tolist())).encode())
         digest.update(repr(self.events).encode())
         return digest.hexdigest()
 
 
-def frozen(values: Any, kind: Any, name: str, *, copy: bool = True) -> np.ndarray:
+def frozen(values: Any, kind: Any, name: str, *, copy: bool = True, dimensions: int = 1) -> np.ndarray:
     """Return a column of numbers of this kind that cannot be written to; refuse numbers that do not fit."""
     array = np.asarray(values)
-    if array.ndim != 1:
-        raise TraceError(f"column {name}: must have one dimension, has {array.ndim}")
+    if array.ndim != dimensions:
+        said = "one dimension" if dimensions == 1 else f"{dimensions} dimensions"
+        raise TraceError(f"column {name}: must have {said}, has {array.ndim}")
     if np.dtype(kind).kind == "i" and array.size and not np.can_cast(array.dtype, kind, casting="safe"):
         exact = array.dtype.kind in "iu" and array.min() >= np.iinfo(kind).min and array.max() <= np.iinfo(kind).max
         if not exact:
@@ -284,6 +294,8 @@ def check(trace: Trace) -> None:
     if not _surely_kept(trace):
         for rule in RULES[1:]:
             rule(trace)
+    else:
+        _blocks_agree(trace)
 
 
 def _surely_kept(trace: Trace) -> bool:
@@ -461,6 +473,17 @@ def _known_times(before: Before) -> tuple[int, np.ndarray]:
     return before.base, before.times[: known[-1] + 1 if known.size else 0]
 
 
+def _blocks_agree(trace: Trace) -> None:
+    if trace.reads is None:
+        return
+    if trace.reads.shape[0] != len(trace) or trace.reads.shape[1] == 0:
+        raise TraceError(f"rule 10: reads must have a row for each gradient, got shape {trace.reads.shape}")
+    version, update = trace["read_version"], trace["update"]
+    lowest, highest = trace.reads.min(axis=1), trace.reads.max(axis=1)
+    _refuse(trace, 10, lowest < version, "no block may be older than read_version")
+    _refuse(trace, 10, (update >= 0) & (highest > update), "no block may be newer than the update")
+
+
 RULES = (
     _same_length,
     _ranges,
@@ -471,4 +494,5 @@ RULES = (
     _draws,
     _one_time_per_update,
     _reads_agree,
+    _blocks_agree,
 )

@@ -60,6 +60,7 @@ class TraceParts:
             updates=self.updates,
             replicas=self.replicas,
             events=self.events,
+            reads=self._whole("reads") if self.parts and "reads" in self.parts[0] else None,
             copy=False,
         )
 
