@@ -165,9 +165,12 @@ def _no_contention(trace: Trace, times: Intervals, inflation: np.ndarray) -> Ass
     """Regress service times on the number of workers that compute when one starts, worker by worker."""
     name = "workers do not contend for cores"
     computing = computing_at_start(trace, times.rows)
-    cell = _cell(trace, times)
+    known = ~np.isnan(computing)
+    if known.sum() < 20:
+        return Assumption(name, "too few", None)
+    computing, cell = computing[known], _cell(trace, times)[known]
     centred = computing - _means(cell, computing)[cell]
-    relative = _relative(trace, times) - 1.0
+    relative = (_relative(trace, times) - 1.0)[known]
     power = float(centred @ centred)
     many = f"{computing.mean():.3g} workers compute at a time"
     if power < 1e-9 * centred.size:

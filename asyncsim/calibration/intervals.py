@@ -91,15 +91,22 @@ def share_cancelled(trace: Trace) -> float:
 
 
 def computing_at_start(trace: Trace, rows: np.ndarray) -> np.ndarray:
-    """Return how many workers compute, itself included, when each of these rows' worker starts."""
-    number = np.empty(len(trace))
+    """Return how many workers compute, itself included, when each of these rows' worker starts; NaN where unknown.
+
+    What a worker computes when the replica ends has no row, so nothing is known from the first moment on at which the
+    last gradient of some worker is over.
+    """
+    number = np.full(len(trace), np.nan)
     end = np.where(trace["status"] == CANCELLED, trace["apply_time"], trace["done_time"])
     for _, _, part in trace.slices():
-        start = trace["start_time"][part]
-        known = ~np.isnan(start) & ~np.isnan(end[part])
+        start, over = trace["start_time"][part], end[part]
+        known = ~np.isnan(start) & ~np.isnan(over)
+        last = np.full(trace.workers, -np.inf)
+        np.maximum.at(last, trace["worker"][part][known], over[known])
         begun = np.searchsorted(np.sort(start[known]), start, side="right")
-        ended = np.searchsorted(np.sort(end[part][known]), start, side="right")
-        number[part] = np.maximum(begun - ended, 1)
+        ended = np.searchsorted(np.sort(over[known]), start, side="right")
+        seen = start < last[last > -np.inf].min(initial=np.inf)
+        number[part] = np.where(seen, np.maximum(begun - ended, 1), np.nan)
     return number[rows]
 
 

@@ -24,8 +24,8 @@ from asyncsim.durations import (
 
 #: A law is kept where its distance from the measured durations is no more than this, or than chance at `LEVEL`.
 TOLERANCE, LEVEL = 0.02, 0.01
-#: … and its mean is off by no more than this, or than three standard errors: the throughput is 1 / mean.
-MEAN_TOLERANCE = 0.01
+#: … and its mean is off by no more than this, or than two standard errors: the throughput is 1 / mean.
+MEAN_TOLERANCE, MEAN_ERRORS = 0.01, 2.0
 #: Durations that differ by less than this, relative to their mean, are constant.
 CONSTANT_WITHIN = 1e-6
 #: Fewer durations than this say nothing about their law.
@@ -68,7 +68,7 @@ def fit_law(durations: Any, *, inflation: float = 1.0) -> Fit:
 
     Candidates are constant, exponential, shifted exponential, gamma, lognormal, Pareto, Weibull and uniform laws, and
     mixtures of two exponential or two gamma laws. In order of BIC (Schwarz 1978), the first one is taken whose mean is
-    right (within 1 % or three standard errors) and whose Kolmogorov–Smirnov distance is below the larger of 0.02 and
+    right (within 1 % or two standard errors) and whose Kolmogorov–Smirnov distance is below the larger of 0.02 and
     the critical value at 1 %. That value, 1.63 / √n, is for a law that is known, not fitted. So the law is fitted to
     every other duration, and held against all of them: the errors of the fit and of the sample then make up just that
     distribution, whatever the family (the half-sample method, Stephens 1978).
@@ -95,7 +95,7 @@ def fit_law(durations: Any, *, inflation: float = 1.0) -> Fit:
         return Fit(Constant(value=rounded(mean)), x.size, math.nan, 0.0, noise)
     error = float(x.std()) * math.sqrt(inflation / x.size)
     for fit in candidates(x, inflation=inflation):
-        if abs(fit.law.mean - mean) > max(MEAN_TOLERANCE * mean, 3.0 * error):
+        if abs(fit.law.mean - mean) > max(MEAN_TOLERANCE * mean, MEAN_ERRORS * error):
             continue
         half = _fitted(CANDIDATES[fit.name], x[::2])
         if half is not None and distance(half, x) <= max(TOLERANCE, noise):
