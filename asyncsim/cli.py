@@ -203,7 +203,7 @@ def check(file: str, settings: tuple[str, ...], seed: int | None) -> None:
 @main.command()
 @click.argument("folder", type=click.Path())
 def plot(folder: str) -> None:
-    """Draw the pictures of a run or a sweep again, into its directory."""
+    """Draw the pictures of a run or a sweep again."""
     from asyncsim.pictures import draw_run, draw_sweep
     from asyncsim.results import open_run
 
