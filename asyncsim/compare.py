@@ -275,7 +275,7 @@ def _about(runs: tuple[Run, Run], warmup: int) -> Iterator[Row]:
     worth = [independent_gradients(run.trace, warmup=warmup) for run in runs]
     yield _plain("workers", [run.trace.workers for run in runs])
     yield _plain("gradients", [int(counts.sum()) for _, counts in stale])
-    yield _plain("worth as many independent ones", [round(n) if math.isfinite(n) else n for n in worth])
+    yield _plain("worth as many independent ones", [float(f"{n:.2g}") for n in worth])
     yield _plain("staleness: mean", [float(values @ counts / counts.sum()) for values, counts in stale])
 
 
@@ -379,7 +379,7 @@ def _compare_iterates(
     same = not changed and None not in (runs[0].scenario, runs[1].scenario) and runs[0].trace.seed == runs[1].trace.seed
     if not equal and parted is None and all(has_model(run) for run in runs):
         notes.append("the final iterates differ, but replays of the two runs do not: one is not what its replay gives")
-    verdict = NOT_JUDGED if not (judge and same) else AGREES if equal else DIFFERS
+    verdict = AGREES if equal else DIFFERS if judge and same else NOT_JUDGED
     with np.errstate(invalid="ignore", over="ignore"):
         gap = 0.0 if equal else float(np.abs(a - b).max())
     limit = math.nan if verdict == NOT_JUDGED else 0.0

@@ -20,10 +20,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from asyncsim.trace import APPLIED, Trace
 
@@ -292,7 +293,13 @@ def _mean_error(values: np.ndarray) -> float:
 
 def _one_thread() -> Any:
     """Keep linear algebra to one thread: more make small products slower, and their bits vary."""
-    return threadpool_limits(limits=1, user_api="blas")
+    return _libraries().limit(limits=1, user_api="blas")
+
+
+@cache
+def _libraries() -> Any:
+    """Return the libraries that have threads; to look for them takes longer than a comparison."""
+    return ThreadpoolController()
 
 
 def _dealt(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
