@@ -19,15 +19,28 @@ SCHEDULE = ("replica", "worker", "draw", "read_version", "update", "status")
 def first_other_row(a: Trace, b: Trace) -> int | None:
     """Return the first row at which two schedules differ, whatever their times; None where they are the same."""
     begin = 0
-    for one, other in zip(a.parts(*SCHEDULE), b.parts(*SCHEDULE), strict=False):
-        rows = min(one["update"].size, other["update"].size)
-        unequal = np.zeros(rows, dtype=bool)
-        for name in SCHEDULE:
-            unequal |= one[name][:rows] != other[name][:rows]
+    for one, other in _side_by_side(a, b):
+        unequal = np.any([one[name] != other[name] for name in SCHEDULE], axis=0)
         if unequal.any():
             return begin + int(np.argmax(unequal))
-        begin += rows
+        begin += unequal.size
     return None if begin == len(a) == len(b) else begin
+
+
+def _side_by_side(a: Trace, b: Trace) -> Iterator[tuple[dict[str, np.ndarray], ...]]:
+    """Yield the columns of two schedules in parts of the same rows, until one of them ends."""
+    sources = [trace.parts(*SCHEDULE) for trace in (a, b)]
+    held: list[dict[str, np.ndarray]] = [{}, {}]
+    while True:
+        for side, source in enumerate(sources):
+            while not held[side] or not held[side]["draw"].size:
+                part = next(source, None)
+                if part is None:
+                    return
+                held[side] = part
+        rows = min(part["draw"].size for part in held)
+        yield tuple({name: column[:rows] for name, column in part.items()} for part in held)
+        held = [{name: column[rows:] for name, column in part.items()} for part in held]
 
 
 def has_model(run: Run) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import asyncsim
-from asyncsim import cli, noise, plots
+from asyncsim import cli, noise, plots, stored
 from asyncsim.compare import AGREES, DIFFERS, NOT_JUDGED, compare
 from asyncsim.divergence import first_divergence, first_other_row
 from asyncsim.noise import curve_difference, independent_gradients, staleness_counts, trace_differences
@@ -335,6 +335,21 @@ def test_everything_that_has_a_trace_can_be_compared(tmp_path: Path) -> None:
         assert found.warmup == 40  # 10 rounds of 4 workers where there is no scenario
     assert compare(trace, given[1]).same_schedule
     assert compare(str(tmp_path / "run"), run_of())["final iterates"].verdict == AGREES
+
+
+def test_a_trace_that_stays_in_its_file_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = (trace_of("4 mixed", seed, replicas=2) for seed in (1, 2))
+    monkeypatch.setattr(stored, "ROW_GROUP", 300)
+    write_trace(a, tmp_path / "a.parquet")
+    kept = stored.StoredTrace(tmp_path / "a.parquet")
+    assert sum(1 for _ in kept.parts("draw")) > 1
+    held, read = (trace_differences(one, b, warmup=100) for one in (a, kept))
+    assert [vars(one) | {"chance": one.chance.tolist()} for one in held.values()] == [
+        vars(one) | {"chance": one.chance.tolist()} for one in read.values()
+    ]
+    assert first_other_row(a, kept) is None
+    assert first_other_row(kept, b) == first_other_row(a, b)
+    assert first_other_row(kept, trace_of("4 mixed", 1)) == 1000
 
 
 def test_what_cannot_be_compared_is_said() -> None:
