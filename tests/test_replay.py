@@ -1,13 +1,16 @@
 """The replay against a plain loop that keeps every version, and what a run says of itself."""
 
+import gc
+import sys
+
 import numpy as np
 import pytest
 
 import asyncsim
-from asyncsim.methods import SGD
+from asyncsim.methods import PROJECTIONS, SGD, STEP_RULES
 from asyncsim.methods.base import Method, State
-from asyncsim.problems import LeastSquares, Quadratic, Softmax
-from asyncsim.replay import Replayer, replay
+from asyncsim.problems import LeastSquares, Logistic, Online, PLExample, Quadratic, Softmax
+from asyncsim.replay import Replayer, plan_of, replay
 from asyncsim.scenario import Metrics, Scenario, ScenarioError, build
 from asyncsim.schedule import BatchSchedule
 from asyncsim.slots import plan_slots
@@ -88,6 +91,74 @@ def test_every_problem_replays_in_batches(problem):
     for place, replica in enumerate(trace.replicas):
         plain = plain_replay(trace, METHODS["sgd"], PROBLEMS[problem], int(replica))
         np.testing.assert_allclose(batched.iterates[place], plain, rtol=1e-10, atol=1e-12)
+
+
+#: One of every built-in method and problem, by the names that scenario files use, and some more of them.
+EVERY_METHOD = {"sgd": SGD(step=0.05)} | {rule: SGD(step=0.05, step_rule=rule) for rule in STEP_RULES}
+EVERY_METHOD |= {
+    "heavy_ball": METHODS["heavy_ball"],
+    "nesterov": METHODS["nesterov"],
+    "box": SGD(step=0.05, projection={"set": "box", "low": -1.0, "high": 1.0}),
+    "ball": METHODS["projected"],
+    "simplex": SGD(step=0.05, projection={"set": "simplex"}),
+    "non_negative": SGD(step=0.05, projection={"set": "non_negative"}),
+}
+EVERY_PROBLEM = {
+    "quadratic": Quadratic(dimension=3, condition_number=3.0),
+    "noisy_quadratic": PROBLEMS["quadratic"],
+    "least_squares": LeastSquares(samples=20, dimension=3),
+    "least_squares_in_batches": PROBLEMS["least_squares"],
+    "softmax": PROBLEMS["softmax"],
+    "logistic": Logistic(dataset="breast_cancer", batch=3),
+    "pl_example": PLExample(dimension=2, noise=0.1),
+    "online": Online(),
+    "online_linear": Online(loss="linear"),
+}
+
+
+def test_every_name_is_among_them():
+    assert set(asyncsim.methods.METHODS) | set(PROJECTIONS) <= set(EVERY_METHOD)
+    assert set(asyncsim.problems.PROBLEMS) <= set(EVERY_PROBLEM)
+
+
+def calls(method, problem, replicas: int) -> int:
+    """Count the function calls, of Python and of C, that a replay with no metrics makes."""
+    trace = asyncsim.simulate(scenario(updates=12), replicas=replicas)
+    metrics, count = Metrics(record=[]), 0
+
+    def seen(frame, event, argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    plan = plan_of(trace, method, problem)
+    for _ in range(2):  # what is loaded, computed or compiled only once, and then what is done about a loaded library
+        replay(trace, method, problem, metrics=metrics, plan=plan)
+    gc.disable()  # collecting garbage calls functions, too
+    sys.setprofile(seen)
+    try:
+        replay(trace, method, problem, metrics=metrics, plan=plan)
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return count
+
+
+@pytest.mark.parametrize("problem", EVERY_PROBLEM)
+@pytest.mark.parametrize("method", EVERY_METHOD)
+def test_nothing_is_called_replica_by_replica(method, problem):
+    """Ten times the replicas take as many calls, so there is no loop over them in Python."""
+    chosen = EVERY_METHOD[method], EVERY_PROBLEM[problem]
+    assert calls(*chosen, replicas=20) == calls(*chosen, replicas=2)
+
+
+def test_a_loop_over_replicas_would_be_noticed():
+    class OneByOne(Quadratic):
+        def gradient(self, x):
+            return np.stack([super(OneByOne, self).gradient(one) for one in x])
+
+    looping = OneByOne(eigenvalues=[1.0, 3.0])
+    more = calls(METHODS["sgd"], looping, replicas=20) - calls(METHODS["sgd"], looping, replicas=2)
+    assert more >= 12 * 18  # in each of the updates one for each replica more
 
 
 def test_a_stale_read_shifted_by_one_is_noticed():

@@ -134,6 +134,16 @@ def test_a_number_depends_on_its_address_alone(draw):
     assert len({row.tobytes() for row in block.reshape(6, 6)}) == 6
 
 
+@pytest.mark.parametrize("size", [1, 2, 9, 511, 512, 1300])
+def test_normals_are_pairs_of_one_address_each(size):
+    """However many are made together: bit for bit what the event loop draws one pair at a time."""
+    replica, worker, draw = np.arange(40) % 7, np.arange(40) - 1, 3 * np.arange(40)
+    together = streams.normals(5, replica, worker, draw, streams.NOISE, size)
+    for row, address in enumerate(zip(replica, worker, draw, strict=True)):
+        pairs = [streams.normal_pair(5, *address, streams.NOISE, index) for index in range((size + 1) // 2)]
+        assert together[row].tolist() == list(itertools.chain(*pairs))[:size]
+
+
 def test_odd_numbers_of_normals():
     assert np.array_equal(
         streams.normals(5, 0, 0, 0, streams.NOISE, 3), streams.normals(5, 0, 0, 0, streams.NOISE, 4)[:3]

@@ -118,4 +118,5 @@ def add_noise(gradient: np.ndarray, noise: float, row: Row) -> np.ndarray:
 
     dimension = gradient.shape[-1]
     normals = streams.normals(row.seed, row.replica, row.worker, row.draw, streams.NOISE, dimension)
-    return gradient + noise * normals
+    normals *= noise
+    return gradient + normals
