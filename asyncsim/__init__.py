@@ -18,6 +18,7 @@ from asyncsim.runs import Run
 from asyncsim.scenario import Scenario, ScenarioError, load
 from asyncsim.sources import simulate
 from asyncsim.sources.imported import import_trace
+from asyncsim.sources.recorded import record
 from asyncsim.trace import Trace, TraceError
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __all__ = [
     "import_trace",
     "load",
     "open_run",
+    "record",
     "replay",
     "run",
     "simulate",

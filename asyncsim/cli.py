@@ -1,4 +1,4 @@
-"""The command line: run, check, plot, compare, export, import-trace, calibrate, schema, list.
+"""The command line: run, check, plot, replay, compare, export, import-trace, calibrate, schema, list.
 
 Exit codes: 0 done, 1 ran but failed (a run diverged, two runs differ), 2 bad input, 130 interrupted with what was done
 kept.
@@ -121,7 +121,12 @@ def run(
         raise ScenarioError(f"{file}: has no [sweep], so there are no cells for --shard or --executor dask")
     from asyncsim.experiment import run as run_scenario
 
-    result = run_scenario(scenario, folder, force=force, stage=stage)
+    try:
+        result = run_scenario(scenario, folder, force=force, stage=stage)
+    except KeyboardInterrupt:
+        kept = scenario.run.source == "record" and (folder / "summary.json").exists()
+        click.echo(f"interrupted{f'; what happened until then is kept in {folder}' if kept else ''}", err=True)
+        sys.exit(INTERRUPTED)
     from asyncsim.pictures import draw_run
 
     with stage("drawing", None):
@@ -129,6 +134,10 @@ def run(
     if not quiet:
         click.echo("\n".join(summary_lines(result.summary)))
         click.echo(f"\n{_listing(folder)}")
+    ended = result.summary.get("recorded", {}).get("ended_early")
+    if ended is not None:
+        click.echo(f"failed: {ended}\nthe run ended early; what happened until then is kept in {folder}", err=True)
+        sys.exit(FAILED)
     if result.diverged:
         more = f" ({len(result.diverged)} of {len(result.trace.replicas)} replicas did)" * (len(result.diverged) > 1)
         click.echo(f"failed: {result.diverged[0]}{more}; the run is kept up to there. Try a smaller step", err=True)
@@ -213,6 +222,21 @@ def plot(folder: str) -> None:
         drawn = draw_run(open_run(folder), Path(folder))
     for path in drawn:
         click.echo(path)
+
+
+@main.command()
+@click.argument("folder", type=click.Path())
+def replay(folder: str) -> None:
+    """Replay a run's trace, and check that it ends with the same bits.
+
+    For a real run every version is compared, and the first update that differs is named. Exit code 1 if one does.
+    """
+    from asyncsim.experiment import replay_run
+
+    answer = replay_run(folder, stage=_stage)
+    click.echo(answer)
+    if not answer.startswith("identical"):
+        sys.exit(FAILED)
 
 
 @main.command()

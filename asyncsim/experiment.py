@@ -8,13 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from asyncsim import stored
+from asyncsim.checksums import first_difference
 from asyncsim.cost import cost
 from asyncsim.replay import Plan, Replayer, replay
-from asyncsim.results import TRACE, folder_aside, open_trace, refuse_existing, write_run
+from asyncsim.results import TRACE, folder_aside, open_run, open_trace, refuse_existing, write_run
 from asyncsim.runs import Run
-from asyncsim.scenario import Scenario, ScenarioError
+from asyncsim.scenario import Scenario, ScenarioError, build
 from asyncsim.sources import simulate, simulate_to_file
+from asyncsim.sources.recorded import Interrupted, Recording, record
 from asyncsim.stored import StoredTrace
 
 if TYPE_CHECKING:
@@ -73,11 +77,92 @@ def run(
             result = finish(scenario, trace, record_iterates=record_iterates, stage=stage)
             write_run(folder, scenario, result)
         return dataclasses.replace(result, trace=StoredTrace(Path(out) / TRACE, checked=True))
+    if scenario.run.source == "record":
+        return _recorded(scenario, out, force=force, record_iterates=record_iterates, stage=stage)
     result = finish(scenario, make_trace(scenario, stage=stage), record_iterates=record_iterates, stage=stage)
     if out is not None:
         with folder_aside(out, force=force) as folder:
             write_run(folder, scenario, result)
     return result
+
+
+def _recorded(scenario: Scenario, out: str | Path | None, *, force: bool, record_iterates: bool, stage: Stage) -> Run:
+    """Record a real run, and replay it: for its metrics, and to see that the bits are the same.
+
+    What there is of a run that was interrupted is saved before the interrupt goes on its way.
+    """
+    from asyncsim.summary import iterate_sha256
+
+    interrupted = False
+    with stage("recording", _updates(scenario)) as progress:
+        try:
+            recording = record(scenario, progress=progress)
+        except Interrupted as stop:
+            recording, interrupted = stop.recording, True
+    result = finish(scenario, recording.trace, record_iterates=record_iterates, checksums=True, stage=stage)
+    result = dataclasses.replace(
+        result,
+        final_iterates=recording.final_iterates,
+        checksums=recording.checksums,
+        summary={
+            **result.summary,
+            "iterate_sha256": iterate_sha256(recording.final_iterates),
+            "recorded": {
+                "backend": scenario.run.backend,
+                "consistency": scenario.run.consistency,
+                "ended_early": recording.ended,
+                "replay": comparison(recording, result),
+            },
+        },
+    )
+    if out is not None:
+        with folder_aside(out, force=force) as folder:
+            write_run(folder, scenario, result)
+    if interrupted:
+        raise KeyboardInterrupt
+    return result
+
+
+def comparison(recorded: Recording | Run, replayed: Run) -> str:
+    """Return how a replay compares with the real run, in words; "identical" where every version is the same."""
+    different = np.abs(recorded.final_iterates - replayed.final_iterates).max(initial=0.0)
+    if any(sums.size < replay.size for sums, replay in zip(recorded.checksums, replayed.checksums, strict=True)):
+        return f"not promised without locks; the final iterates differ by at most {different:.3g}"
+    difference = first_difference(recorded.checksums, replayed.checksums)
+    if difference is not None:
+        place, version = difference
+        update = max(version - 1, 0)
+        return f"differs from update {update} of replica {int(recorded.trace.replicas[place])} on"
+    same = recorded.final_iterates.tobytes() == replayed.final_iterates.tobytes()
+    return "identical" if same else f"the final iterates differ by at most {different:.3g}"
+
+
+def replay_run(folder: str | Path, *, stage: Stage = _silent) -> str:
+    """Replay the trace of a run directory with its own method and problem, and say how the result compares.
+
+    "identical …" where the bits are the same: every version's for a real run, the final iterates' for a simulated one.
+    """
+    saved = open_run(folder)
+    assert saved.scenario is not None
+    if "problem" not in saved.scenario:
+        raise ScenarioError(f"{folder}: has no [problem] and [method], so there is nothing to replay")
+    scenario = build(saved.scenario, name=f"{folder}/scenario.json", folder=folder)
+    real = scenario.run.source == "record"
+    again = finish(scenario, saved.trace, checksums=real, stage=stage)
+    if real:
+        answer = comparison(saved, again)
+        versions = f" in all {int(saved.trace.updates.sum()):,} updates"
+    else:
+        same = saved.final_iterates.tobytes() == again.final_iterates.tobytes()
+        different = np.abs(saved.final_iterates - again.final_iterates).max(initial=0.0)
+        answer = "identical" if same else f"the final iterates differ by at most {different:.3g}"
+        versions = " in the final iterates"
+    return answer + versions if answer == "identical" else answer
+
+
+def _updates(scenario: Scenario) -> int | None:
+    """Return how many updates all replicas will make, where that is known."""
+    return None if scenario.run.updates is None else scenario.run.updates * scenario.run.replicas
 
 
 def _is_long(scenario: Scenario) -> bool:
@@ -102,24 +187,28 @@ def make_trace(scenario: Scenario, *, stage: Stage = _silent, file: Path | None 
             stop_when=scenario.run.stop_when,
             every=scenario.metrics.every or LOOK_EVERY,
         ).step
-    total = None if scenario.run.updates is None else scenario.run.updates * scenario.run.replicas
-    with stage("simulating", total) as progress:
+    with stage("simulating", _updates(scenario)) as progress:
         if file is not None:
             return simulate_to_file(scenario, file, on_update=on_update, progress=progress)
         return simulate(scenario, on_update=on_update, progress=progress)
 
 
-def finish(scenario: Scenario, trace: Trace, *, record_iterates: bool = False, stage: Stage = _silent) -> Run:
+def finish(
+    scenario: Scenario,
+    trace: Trace,
+    *,
+    record_iterates: bool = False,
+    checksums: bool = False,
+    stage: Stage = _silent,
+) -> Run:
     """Replay a scenario's method along a trace, and summarise."""
     from asyncsim.summary import summarise
 
     if scenario.problem is None:
-        import numpy as np
-
         result = Run(trace=trace, final_iterates=np.empty((trace.replicas.size, 0)))
     else:
         with stage("replaying", int(trace.updates.sum())) as progress:
-            result = replayed(scenario, trace, record_iterates=record_iterates, progress=progress)
+            result = replayed(scenario, trace, record_iterates=record_iterates, checksums=checksums, progress=progress)
     return dataclasses.replace(result, summary=summarise(scenario, result), scenario=scenario.resolved())
 
 
@@ -128,6 +217,7 @@ def replayed(
     trace: Trace,
     *,
     record_iterates: bool = False,
+    checksums: bool = False,
     plan: Plan | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Run:
@@ -137,6 +227,7 @@ def replayed(
         scenario.method,
         scenario.problem,
         record_iterates=record_iterates or "momentum" in scenario.metrics.record,
+        checksums=checksums,
         metrics=scenario.metrics,
         end_time=scenario.run.time,
         plan=plan,

@@ -40,7 +40,7 @@ def predict(scenario: Scenario) -> dict[str, float]:
     [15.0, 0.9375, 16.0]
     """
     cluster = scenario.cluster
-    if scenario.run.source != "simulate" or cluster is None:
+    if cluster is None or not _has_service_times(scenario):
         return {}
     kind: Any = getattr(scenario.policy, "kind", "")
     instant = cluster.network is None and _takes_no_time(cluster)
@@ -90,11 +90,16 @@ def best_momenta(scenario: Scenario) -> dict[str, float]:
     }
 
 
+def _has_service_times(scenario: Scenario) -> bool:
+    """Say whether the workers take the times of their service laws: simulated ones do, real ones if they wait."""
+    return scenario.run.source == "simulate" or (scenario.run.source == "record" and scenario.run.wait != "none")
+
+
 def _heavy_ball_spectrum(scenario: Scenario) -> list[float] | None:
     """Return the ends of the spectrum, which decide the rate, where the rate of asynchronous heavy ball is known."""
     cluster, problem, method = scenario.cluster, scenario.problem, scenario.method
     asynchronous = (
-        scenario.run.source == "simulate"
+        _has_service_times(scenario)
         and cluster is not None
         and isinstance(scenario.policy, Async)
         and cluster.network is None

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from asyncsim import stored
 from asyncsim.blocks import mixed_read
+from asyncsim.checksums import checksum
 from asyncsim.measure import Meter, metric_functions
 from asyncsim.methods.base import State
 from asyncsim.problems.base import complete
@@ -39,6 +40,7 @@ def replay(
     problem: Any,
     *,
     record_iterates: bool = False,
+    checksums: bool = False,
     metrics: Metrics | None = None,
     end_time: float | None = None,
     plan: Plan | None = None,
@@ -54,6 +56,8 @@ def replay(
         Values of `asyncsim.methods` and `asyncsim.problems`, or your own objects with the same functions.
     record_iterates
         Keep every version in `run.iterates`.
+    checksums
+        Keep a checksum of every version in `run.checksums`, one replica at a time, as a real run does.
     metrics
         What to measure and when; the loss at about 100 versions if left out.
     end_time
@@ -73,12 +77,13 @@ def replay(
     """
     problem, metrics = complete(problem), metrics or Metrics()
     meter = Meter(problem, metrics, trace.seed)
-    loop = _Loop(trace, method, problem, meter, record_iterates, progress)
+    loop = _Loop(trace, method, problem, meter, record_iterates, checksums, progress)
+    alone = checksums or trace.reads is not None
     if end_time is None and trace.has_times:
         end_time = trace.last_time()
     # More than one BLAS thread makes small products slower and their bits depend on the machine's load.
     with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
-        for places, schedule in plan or _batches(trace, 1 if trace.reads is not None else _batch_size(method, problem)):
+        for places, schedule in plan or _batches(trace, 1 if alone else _batch_size(method, problem)):
             loop.run(places, schedule, end_time)
     return Run(
         trace=trace,
@@ -88,6 +93,7 @@ def replay(
         metric_names=meter.names,
         diverged=tuple(sorted(loop.diverged, key=lambda d: d.replica)),
         squared_distances=loop.squared_distances,
+        checksums=tuple(loop.checksums),
     )
 
 
@@ -177,7 +183,17 @@ def advance(method: Any, problem: Any, state: State, memories: list[Any], rows: 
 class _Loop:
     """The loop over updates, and the results that it fills."""
 
-    def __init__(self, trace: Trace, method: Any, problem: Any, meter: Meter, record_iterates: bool, progress: Any):
+    def __init__(
+        self,
+        trace: Trace,
+        method: Any,
+        problem: Any,
+        meter: Meter,
+        record_iterates: bool,
+        checksums: bool,
+        progress: Any,
+    ):
+        self.checksums = [np.empty(count + 1, dtype=np.uint64) for count in trace.updates] if checksums else []
         self.trace, self.method, self.problem, self.meter = trace, method, problem, meter
         self.progress = progress
         replicas, longest, dimension = trace.replicas.size, int(trace.updates.max(initial=0)), problem.dimension
@@ -238,6 +254,8 @@ class _Loop:
         self.final[places] = state.x
 
     def _record(self, version: int, x: np.ndarray, places: np.ndarray, replicas: np.ndarray, alive: np.ndarray) -> None:
+        if self.checksums:
+            self.checksums[places[0]][version] = checksum(x)
         if self.iterates is not None:
             self.iterates[places, version] = x
         if self.squared_distances is not None:
@@ -249,6 +267,8 @@ class _Loop:
 
     def _pad(self, version: int, x: np.ndarray, places: np.ndarray) -> None:
         """Fill what lies beyond the last version of these replicas with it."""
+        if self.checksums:
+            self.checksums[places[0]][version + 1 :] = checksum(x)
         if self.iterates is not None:
             self.iterates[places, version + 1 :] = np.reshape(x, (places.size, 1, -1))
         if self.squared_distances is not None:

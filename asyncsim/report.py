@@ -21,7 +21,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     implied = "momentum implied by staleness" if geometric else "momentum, were staleness geometric"
     rows: list[tuple[str, Any, Any]] = [
         ("updates", summary["updates"], None),
-        (f"virtual time [{unit}]", summary["time"], None),
+        (f"{'time' if 'recorded' in summary else 'virtual time'} [{unit}]", summary["time"], None),
         (f"throughput [updates/{unit}]", summary["throughput"], theory.get("throughput")),
         ("staleness: mean", stale.get("mean"), theory.get("staleness_mean")),
         ("staleness: variance", stale.get("var"), theory.get("staleness_var")),
@@ -51,6 +51,11 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         if measured is not None:
             expected = "" if predicted is None else shown(predicted)
             lines.append(f"{name:<34}{shown(measured):>12}  {expected:>10}".rstrip())
+    recorded = summary.get("recorded")
+    if recorded:
+        how = recorded["backend"].replace("_", " ")
+        how += "" if recorded["consistency"] == "locked" else f", {recorded['consistency']}"
+        lines.append(f"recorded on {how}; replay: {recorded['replay']}")
     if summary.get("engine") == "simpy":
         lines.append("simulated by the SimPy model, which is slower: it was asked for, or a law needs Python")
     for name in ("momentum", "rate"):

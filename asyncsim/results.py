@@ -179,7 +179,8 @@ def write_run(folder: str | Path, scenario: Any, run: Run) -> None:
     if scenario.problem is not None:
         write_frame(run.metrics, folder / METRICS)
         with aside(folder / ITERATES) as partial, open(partial, "wb") as handle:
-            np.savez(handle, final=run.final_iterates)
+            sums = {f"checksums_{place}": values for place, values in enumerate(run.checksums)}
+            np.savez(handle, final=run.final_iterates, **sums)  # type: ignore[arg-type]
     write_json(run.summary, folder / SUMMARY)
     write_json(provenance(), folder / PROVENANCE)
     write_json(scenario.resolved(), folder / SCENARIO)
@@ -205,6 +206,8 @@ def open_run(folder: str | Path) -> Run:
         frame = pq.read_table(folder / METRICS).to_pandas()
         with np.load(folder / ITERATES) as arrays:
             final = arrays["final"]
+            names = [f"checksums_{place}" for place in range(len(final))]
+            checksums = tuple(arrays[name] for name in names if name in arrays)
     except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise ResultsError(f"{folder}: is damaged: {error}") from None
     names = tuple(frame["metric"].cat.categories)
@@ -214,6 +217,7 @@ def open_run(folder: str | Path) -> Run:
         final_iterates=final,
         measurements=measurements,
         metric_names=names,
+        checksums=checksums,
         summary=summary,
         scenario=scenario,
     )

@@ -38,6 +38,9 @@ class Run:
         with its last version.
     metrics
         Tidy DataFrame: replica, update, time, metric, value.
+    checksums
+        For each replica a checksum of every version, shape (updates + 1,), if they were asked for; of a recorded run,
+        those of the real versions.
     diverged
         The replicas that diverged; they end with their last finite version.
     summary, scenario
@@ -52,6 +55,7 @@ class Run:
     metric_names: tuple[str, ...] = ()
     diverged: tuple[Divergence, ...] = ()
     squared_distances: np.ndarray | None = field(default=None, repr=False)
+    checksums: tuple[np.ndarray, ...] = field(default=(), repr=False)
     summary: dict[str, Any] = field(default_factory=dict, repr=False)
     scenario: dict[str, Any] | None = field(default=None, repr=False)
 

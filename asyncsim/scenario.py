@@ -194,7 +194,6 @@ class RunSettings(Spec):
             raise refuse(f"needs source = 'simulate' or 'record': {said}", "stop_when")
         return self
 
-
     def _real_settings(self) -> None:
         """Refuse settings of real runs that do not go together, or that nothing would heed."""
         if self.source != "record":
@@ -400,6 +399,8 @@ class Scenario(Spec):
         """Refuse what a real run has no use for, or cannot do."""
         if self.cluster is None or self.problem is None:
             raise refuse("source = 'record' needs a [cluster] with workers, a [problem] and a [method]", "run")
+        if self.sweep is not None:
+            raise refuse("real runs would compete for the cores: record them one by one, with --set", "sweep")
         if self.cluster.network is not None:
             raise refuse("a real run has the links of the machine: leave the network out", "cluster", "network")
         if self.cluster.server.service != Constant(value=0.0):

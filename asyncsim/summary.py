@@ -62,8 +62,13 @@ def summarise(scenario: Scenario, run: Run) -> dict[str, Any]:
     summary["diverged"] = [str(divergence) for divergence in run.diverged]
     summary["scenario_sha256"] = scenario.sha256()
     summary["trace_sha256"] = trace.sha256()
-    summary["iterate_sha256"] = hashlib.sha256(np.ascontiguousarray(run.final_iterates, "<f8").tobytes()).hexdigest()
+    summary["iterate_sha256"] = iterate_sha256(run.final_iterates)
     return summary
+
+
+def iterate_sha256(final_iterates: np.ndarray) -> str:
+    """Return the hash of the final iterates."""
+    return hashlib.sha256(np.ascontiguousarray(final_iterates, "<f8").tobytes()).hexdigest()
 
 
 def run_estimates(scenario: Scenario, run: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ PACKAGE = Path(asyncsim.__file__).parent
 
 #: Lower layers first; a module may import its own layer and those before it.
 LAYERS = [
-    ["compiling", "spec", "streams", "columns", "documents", "theory", "executors"],
+    ["blocks", "checksums", "compiling", "spec", "streams", "columns", "documents", "theory", "executors"],
     ["trace", "rules", "checking", "windows", "stored", "durations", "sampler", "staleness_laws", "slots"],
     ["network", "policies", "staleness", "noise", "estimates", "problems"],
     ["methods"],
@@ -88,6 +88,7 @@ def test_public_names() -> None:
         "import_trace",
         "load",
         "open_run",
+        "record",
         "replay",
         "run",
         "simulate",

@@ -12,15 +12,6 @@ from asyncsim.trace import APPLIED, COLUMNS, TIMES, order_keys
 FIELDS = ("worker", "draw", "read_version", "update", "status", *TIMES)
 
 
-def checksum(x: np.ndarray) -> int:
-    """Return 64 bits that change with any bit of the model: the exclusive or of its coordinates' bits.
-
-    It is read at the speed of memory, which a hash is not, and a replay that differs differs in more than pairs of
-    bits that cancel.
-    """
-    return int(np.bitwise_xor.reduce(np.ascontiguousarray(x, dtype=np.float64).view(np.uint64), axis=None))
-
-
 class Log:
     """One replica of a real run as it is recorded; times are seconds of `time.monotonic`."""
 

@@ -12,9 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from asyncsim.checksums import checksum
 from asyncsim.scenario import SECONDS, Scenario
-from asyncsim.sources.recorded.log import FIELDS, Log, checksum
-from asyncsim.sources.recorded.memory import AHEAD, DIVERGED, DONE, FULL, OVER, ROWS, RUNNING, SPARE, Layout, Memory
+from asyncsim.sources.recorded import interrupts
+from asyncsim.sources.recorded.log import FIELDS, Log
+from asyncsim.sources.recorded.memory import (
+    AHEAD,
+    DONE,
+    FULL,
+    MOST_BLOCK_VERSIONS,
+    MOST_ROWS,
+    OVER,
+    ROWS,
+    RUNNING,
+    SPARE,
+    Layout,
+    Memory,
+)
 from asyncsim.sources.recorded.messages import Failed, Ready, SharedJob
 from asyncsim.sources.recorded.processes import Processes
 from asyncsim.sources.recorded.replica import Outcome, make_job, outcome_of, service_times
@@ -55,6 +69,7 @@ class Monitor:
                 connection.send(self.log.begin)
         seen = 0
         while self.memory.counter[OVER] == RUNNING:
+            interrupts.check()
             owner = {connection: worker for worker, connection in self.processes.connections.items()}
             for heard in wait(list(owner), GLANCE):
                 assert isinstance(heard, Connection)
@@ -110,6 +125,10 @@ class Monitor:
                 self.lost.append((worker, draw, read[0], -1, LOST, read[1], math.nan, math.nan, math.nan, now))
                 settled = True
             doing["draw"] = draw + settled
+            why = self.memory.why_over(self.job.last_update)
+            if why != RUNNING:  # it died before it could say so
+                self.memory.counter[OVER] = why
+                return
         self.log.events.append((now, worker, "crash"))
         self.deaths[worker] = 1 + self.deaths[worker] * (draw <= self.draws_at_death[worker] + 1)
         self.draws_at_death[worker] = draw
@@ -142,7 +161,8 @@ def run_replica(scenario: Scenario, replica: int, progress: Callable[[int], Any]
     state = job.method.init(job.problem, job.problem.initial(job.seed, job.replica), job.workers)[0]
     blocks = min(settings.blocks or BLOCKS, state.x.size) if settings.consistency == "block" else 0
     size = 0 if state.extra is None else len(pickle.dumps(state.extra, protocol=5)) + SPARE
-    layout = Layout(state.x.size, job.workers, blocks, size)
+    rows = min(MOST_ROWS, MOST_BLOCK_VERSIONS // max(blocks, 1))
+    layout = Layout(state.x.size, job.workers, blocks, size, rows, 2 if settings.consistency == "locked" else 1)
     assert scenario.cluster is not None
     shared = SharedJob(
         **vars(job),
@@ -165,11 +185,13 @@ def run_replica(scenario: Scenario, replica: int, progress: Callable[[int], Any]
                 monitor.run(progress)
             finally:
                 memory.counter[OVER] = memory.counter[OVER] or DONE
-                monitor.processes.end()
-                monitor.collect()
+                try:
+                    monitor.processes.end()
+                finally:
+                    monitor.collect()
 
         ended, interrupted = outcome_of(watch)
-        x = memory.model(memory.version - (memory.counter[OVER] == DIVERGED)).copy()
+        x = memory.model(memory.version).copy()
     finally:
         memory.close()
     return Outcome(monitor.log, x, ended, interrupted)

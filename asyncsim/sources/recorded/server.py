@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from asyncsim.checksums import checksum
 from asyncsim.methods.base import State
-from asyncsim.sources.recorded.log import Log, checksum
+from asyncsim.sources.recorded import interrupts
+from asyncsim.sources.recorded.log import Log
 from asyncsim.sources.recorded.messages import Cancelled, Died, Failed, Gradient, Job, Model, Ready
 from asyncsim.trace import APPLIED, CANCELLED, DISCARDED, LOST, Row
 
-#: Seconds between two looks at what is neither a message nor a death: the clock, an interrupt.
-PATIENCE = 0.05
 #: A worker that dies so often without one gradient in between is not started again.
 MOST_RESTARTS = 3
 
@@ -80,7 +80,8 @@ class Server:
         self.log.begin = time.monotonic()
         self._send(range(self.job.workers))
         while not self.over:
-            message = transport.receive(PATIENCE)
+            interrupts.check()
+            message = transport.receive(interrupts.LOOK_EVERY)
             now = time.monotonic()
             if now - self.log.begin > self.seconds:
                 return
@@ -96,7 +97,8 @@ class Server:
                 self._died(message, now)
             elif isinstance(message, Ready):  # again, after its death
                 self.alive.add(message.worker)
-                if not self.at_barrier:
+                waits = not self.policy.goes_on and any(g.worker == message.worker for g, _ in self.batch)
+                if not self.at_barrier and not waits:  # else it is sent the model with the others
                     self._send([message.worker])
 
     def _send(self, workers: Iterable[int]) -> None:
@@ -147,12 +149,14 @@ class Server:
         for gradient, arrived in batch:
             self._settle(gradient, APPLIED, arrived, now)
         self.version += 1
+        if not finite:
+            self.state, self.over = before, True  # as a replay does
         self.log.checksums.append(checksum(self.state.x))
         if self.progress is not None:
             self.progress(1)
-        if not finite:
-            self.state, self.over = before, True  # as a replay does
-        elif self.stop_when is not None and self.stop_when(self.state.x, self.version):
+        if self.over:
+            return
+        if self.stop_when is not None and self.stop_when(self.state.x, self.version):
             self.log.events.append((now, -1, "stop"))
             self.over = True
         elif self.version == self.last_update or self.state.request == "stop":

@@ -15,13 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from asyncsim.checksums import checksum
 from asyncsim.methods.base import State
-from asyncsim.sources.recorded.log import checksum
 from asyncsim.sources.recorded.memory import (
     AHEAD,
-    DIVERGED,
     DONE,
-    FULL,
     OVER,
     ROWS,
     RUNNING,
@@ -88,9 +86,10 @@ class SharedWorker:
 
     def _begin_read(self) -> tuple[int, float]:
         """Return (version, time), which belong together only where nobody can finish an update meanwhile."""
-        self.mine["reading"] = self.mine["draw"]
-        self.mine["read_version"], self.mine["read_time"] = self.memory.version, time.monotonic()
-        return int(self.mine["read_version"]), float(self.mine["read_time"])
+        version, now = self.memory.version, time.monotonic()
+        self.mine["read_version"], self.mine["read_time"] = version, now
+        self.mine["reading"] = self.mine["draw"]  # the last of the three: who is killed before has read nothing
+        return version, now
 
     def _read_whole(self) -> tuple[int, float, np.ndarray, np.ndarray | None]:
         with self.memory.lock():
@@ -110,7 +109,7 @@ class SharedWorker:
             torn = True
             while torn:
                 with memory.lock(UPDATE + 1 + block):
-                    torn = memory.block_version[block] < 0
+                    torn = not 0 <= memory.block_version[block] <= (memory.version if block == last else math.inf)
                     if not torn:
                         if block == last:  # a writer finishes with this block, so version and time agree here
                             version, read_time = self._begin_read()
@@ -132,45 +131,42 @@ class SharedWorker:
         memory.finish()
         if arrived > self.end:
             memory.counter[OVER] = DONE
+        if self._is_over():
             return
-        version = memory.version
+        version, place = memory.version, int(memory.counter[ROWS])
+        if versions is not None:
+            memory.reads[place] = versions
         address = Row(job.seed, job.replica, self.worker, row[1], version, version - row[2])
         if address.staleness > job.limit:
-            self._write((*row, arrived, arrived, version, 0))
-            memory.counter[ROWS] += 1
+            memory.log[place] = (*row, arrived, arrived, version, 0)
+            memory.counter[ROWS] = place + 1
+            self._is_over()
             return
         x = memory.model(version)
         with np.errstate(over="ignore", invalid="ignore"):
             state = job.method.apply(job.problem, State(x, memory.kept(version)), [payload], [address])
             finite = math.isfinite(np.vdot(state.x, state.x))
         settled = (*row[:3], version, APPLIED, *row[5:], arrived)
-        after = (version + 1, checksum(state.x))
-        if versions is not None:
-            memory.reads[memory.counter[ROWS]] = versions
-        if not finite:  # as in a replay, the model stays at its last finite version
-            self._write((*settled, time.monotonic(), *after))
-            memory.counter[OVER] = DIVERGED
-            memory.counter[ROWS] += 1
-            return
-        memory.keep(version + 1, state.extra)
-        if versions is None:
-            memory.model(version + 1)[:] = state.x
-            self._write((*settled, time.monotonic(), *after))
-            memory.counter[ROWS] += 1
+        # As in a replay, the model stays at its last finite version.
+        after = (version + finite, checksum(state.x if finite else x))
+        if finite:
+            memory.keep(version + 1, state.extra)
+            memory.models[(version + 1) % 2 if versions is None else 1] = state.x
+        if versions is None or not finite:
+            memory.log[place] = (*settled, time.monotonic(), *after)
+            memory.counter[ROWS] = place + 1
         else:
-            memory.models[1] = state.x
-            self._write((*settled, math.nan, *after))
-            memory.counter[UNFINISHED] = memory.counter[ROWS] + 1
+            memory.log[place] = (*settled, math.nan, *after)
+            memory.counter[UNFINISHED] = place + 1
             memory.finish()
-        if version + 1 == job.last_update:
-            memory.counter[OVER] = DONE
+        self._is_over()
 
-    def _write(self, row: tuple[Any, ...]) -> None:
-        """Write a row behind the last one; it does not count yet."""
-        rows = int(self.memory.counter[ROWS])
-        self.memory.log[rows] = row
-        if rows + 1 == self.memory.layout.rows:
-            self.memory.counter[OVER] = FULL
+    def _is_over(self) -> bool:
+        """Say whether the run is over, to the others too."""
+        why = self.memory.why_over(self.job.last_update)
+        if why != RUNNING:
+            self.memory.counter[OVER] = why
+        return bool(self.memory.counter[OVER] != RUNNING)
 
     def _add(self, row: tuple[Any, ...], payload: Any) -> None:
         """Move the model without a lock, then take a number for the update."""
@@ -185,11 +181,11 @@ class SharedWorker:
             finite = math.isfinite(np.vdot(x, x))
         with memory.lock():
             now = time.monotonic()
-            if memory.counter[OVER] == RUNNING:
-                version = memory.version
-                self._write((*row[:3], version, APPLIED, *row[5:], row[7], now, version + 1, 0))
-                memory.counter[ROWS] += 1
-                if not finite:
-                    memory.counter[OVER] = DIVERGED
-                elif version + 1 == job.last_update or now > self.end:
-                    memory.counter[OVER] = DONE
+            if now > self.end:
+                memory.counter[OVER] = DONE
+            if memory.counter[OVER] != RUNNING or self._is_over():
+                return
+            version, place = memory.version, int(memory.counter[ROWS])
+            memory.log[place] = (*row[:3], version, APPLIED, *row[5:], row[7], now, version + finite, 0)
+            memory.counter[ROWS] = place + 1
+            self._is_over()
