@@ -10,6 +10,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from asyncsim.scenario import SECONDS, Scenario, ScenarioError
+from asyncsim.sources.recorded import interrupts
 from asyncsim.sources.recorded.replica import Outcome, make_server, serve
 from asyncsim.sources.table import TraceParts
 from asyncsim.trace import Trace
@@ -49,7 +50,7 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM came; `recording` is what happened until then."""
 
     def __init__(self, recording: Recording):
-        super().__init__("interrupted")
+        super().__init__(recording.ended)
         self.recording = recording
 
 
@@ -101,7 +102,7 @@ def record(
     finals: list[np.ndarray] = []
     checksums: list[np.ndarray] = []
     ended, interrupted = None, False
-    with threadpool_limits(limits=1, user_api="blas"):
+    with threadpool_limits(limits=1, user_api="blas"), interrupts.noted():
         for replica in range(which) if isinstance(which, int) else sorted(set(which)):
             outcome = run_replica(scenario, replica, progress)
             columns, events, updates = outcome.log.table(unit)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.managers import BaseManager
 from queue import Empty, Queue
@@ -21,7 +21,7 @@ from typing import Any
 
 from asyncsim.executors.worker import die_with
 from asyncsim.sources.recorded.messages import Died, Job, Model
-from asyncsim.sources.recorded.processes import BadStart, Processes, environment
+from asyncsim.sources.recorded.processes import BEGINNING, BadStart, Processes, start_process, wait_until
 from asyncsim.sources.recorded.server import WorkerLost
 
 #: The longest that a proxy is waited for at once, so that somebody who is gone is noticed.
@@ -46,6 +46,17 @@ _Manager.register("queue", _queue, exposed=("get", "put", "get_nowait"))
 #: The name of the server's queue; a worker's is its number.
 SERVER = -1
 
+GONE = "the manager's process is gone"
+
+
+@contextlib.contextmanager
+def _present() -> Iterator[None]:
+    """Say so where the manager's process is gone."""
+    try:
+        yield
+    except (EOFError, OSError):
+        raise WorkerLost(GONE) from None
+
 
 class Manager:
     """A transport whose messages lie in a manager's queues."""
@@ -57,21 +68,22 @@ class Manager:
 
     def __enter__(self) -> Manager:
         """Start the manager, then the workers."""
-        key = os.urandom(16).hex()
-        address = _address()
-        command = [sys.executable, "-m", "asyncsim.sources.recorded.manager", address, str(os.getpid())]
-        self.manager = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
-        self.processes = Processes("manager", self.job, arguments=[address, key, "0"], pin=self.pin)
+        key, self.address = os.urandom(16).hex(), _address()
+        self.processes = Processes("manager", self.job, arguments=[self.address, key, "0"], pin=self.pin)
+        pipe = subprocess.PIPE
+        self.manager = start_process("manager", self.address, os.getpid(), stdin=pipe, stdout=pipe)
         try:
             assert self.manager.stdin is not None
             assert self.manager.stdout is not None
-            self.manager.stdin.write(key.encode() + b"\n")
-            self.manager.stdin.flush()
-            if not self.manager.stdout.readline():
-                raise BadStart("the manager's process did not start")
-            self.queues = _connected(address, key)
-            self.inbox = self.queues.queue(SERVER)
-            self.outboxes = [self.queues.queue(worker) for worker in range(self.job.workers)]
+            with _present():
+                self.manager.stdin.write(key.encode() + b"\n")
+                self.manager.stdin.flush()
+                wait_until(self.manager.stdout, BEGINNING, "the manager's process")
+                if not self.manager.stdout.readline():
+                    raise BadStart("the manager's process did not start")
+                self.queues = _connected(self.address, key)
+                self.inbox = self.queues.queue(SERVER)
+                self.outboxes = [self.queues.queue(worker) for worker in range(self.job.workers)]
             self.processes.start_all(self.job.workers)
         except BaseException:
             self.__exit__()
@@ -83,19 +95,22 @@ class Manager:
         with contextlib.suppress(EOFError, OSError):
             for outbox in getattr(self, "outboxes", ()):
                 outbox.put(None)
-        self.processes.end()
-        self.manager.kill()
-        self.manager.wait()
-        for stream in (self.manager.stdin, self.manager.stdout):
-            if stream is not None:
-                stream.close()
+        try:
+            self.processes.end()
+        finally:
+            self.manager.kill()
+            self.manager.wait()
+            for stream in (self.manager.stdin, self.manager.stdout):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+            with contextlib.suppress(OSError, ValueError):  # there is no such file on Linux
+                os.unlink(_socket(self.address))
 
     def send(self, worker: int, model: Model) -> None:
         """Send a model."""
-        try:
+        with _present():
             self.outboxes[worker].put(model)
-        except (EOFError, OSError):
-            raise WorkerLost("the manager's process is gone") from None
 
     def receive(self, timeout: float) -> Any:
         """Return the next message, a `Died`, or None."""
@@ -105,12 +120,9 @@ class Manager:
             message = self._listen()
             if message is not None:
                 return message
-        try:
+        with _present(), contextlib.suppress(Empty):
             return self.inbox.get(True, timeout)
-        except Empty:
-            return None
-        except (EOFError, OSError):
-            raise WorkerLost("the manager's process is gone") from None
+        return None
 
     def _listen(self) -> Any:
         """Return what a worker's own connection says: that it is ready again, has failed, or is gone."""
@@ -123,14 +135,18 @@ class Manager:
             except (EOFError, OSError):
                 connection.close()
                 del self.processes.connections[worker]
-                return Died(worker, self.processes.reason(worker))
+                reason = self.processes.reason(worker)
+                if self.manager.poll() is not None:  # and its workers end when they notice
+                    raise WorkerLost(GONE) from None
+                return Died(worker, reason)
         return None
 
     def restart(self, worker: int) -> None:
         """Start a worker that has died anew, with a new queue: something may still wait at the end of the old one."""
         self.generation += 1
         self.processes.arguments[-1] = str(self.generation)
-        self.outboxes[worker] = self.queues.queue(worker + self.generation * self.job.workers)
+        with _present():
+            self.outboxes[worker] = self.queues.queue(worker + self.generation * self.job.workers)
         self.processes.start(worker)
 
 
@@ -175,7 +191,6 @@ def _connected(address: str, key: str) -> Any:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with(int(sys.argv[2]))
     _server = _Manager(_socket(sys.argv[1]), bytes.fromhex(sys.stdin.readline().strip())).get_server()
     print("ready", flush=True)

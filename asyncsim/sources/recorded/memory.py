@@ -7,7 +7,14 @@ does not do.
 Everything is arranged so that a worker may be killed at any instruction. A row is written behind the last one, and only
 then is the number of rows raised: that one store is the update. The model has two places, of which the last row's
 version says the current one. Where readers may see blocks of different versions there is one place, and the new model
-is first written beside it in full: whoever comes next finishes what a dead writer has begun.
+is first written beside it in full: whoever comes next finishes what a dead writer has begun. Whether the run is over is
+told from the rows, so that it does not matter either who is killed between the last update and saying so.
+
+What this asks of the machine: a store of eight aligned bytes is whole, and what one process has written before it gives
+a lock back is seen by the next that takes it. (The kernel sees to that: its own locks order memory.) Without a lock are
+read only the counters, by those who look again later, and the service times that lie ready. Of these a processor that
+reorders stores, such as ARM's, could show the count before the time itself, where a worker waits for the very next one;
+they lie ready thousands ahead.
 """
 
 from __future__ import annotations
@@ -17,7 +24,6 @@ import fcntl
 import mmap
 import os
 import pickle
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,15 +33,17 @@ from typing import Any
 import numpy as np
 
 from asyncsim.blocks import block_bounds
+from asyncsim.sources.recorded.processes import nameless_file
 
-#: Room for rows; pages that are never touched cost nothing.
-MOST_ROWS = 1 << 24
+#: Room for rows, and for the versions of their blocks; pages that are never touched cost nothing.
+MOST_ROWS, MOST_BLOCK_VERSIONS = 1 << 24, 1 << 33
 #: Durations that lie ready for each worker.
 AHEAD = 4096
 #: Bytes for what a method's server keeps beside the model, more than it needs at the beginning.
 SPARE = 1 << 16
 
-#: One row: ten columns, the version that it left behind, and the checksum of that version.
+#: One row: ten columns, the version that it left behind (the one it found, where an update has diverged or there was
+#: none), and the checksum of what the update made.
 ROW = np.dtype(
     [
         ("worker", "i8"),
@@ -66,17 +74,17 @@ UPDATE = 0
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes: coordinates, workers, blocks (0 where reads are whole), bytes of what the server keeps."""
+    """Sizes: coordinates, workers, blocks (0 where reads are whole), bytes of what the server keeps, room for rows.
+
+    `places` is how many places versions of the model take turns in.
+    """
 
     dimension: int
     workers: int
     blocks: int
     extra: int
-
-    @property
-    def rows(self) -> int:
-        """Room for rows."""
-        return min(MOST_ROWS, (1 << 36) // (8 * max(self.blocks, 1)))
+    rows: int
+    places: int
 
     def fields(self) -> dict[str, tuple[Any, tuple[int, ...]]]:
         """Return the type and shape of each array, in order."""
@@ -96,14 +104,6 @@ class Layout:
     def bounds(self) -> list[slice]:
         """The coordinates of each block."""
         return block_bounds(self.dimension, self.blocks) if self.blocks else []
-
-
-def nameless_file() -> int:
-    """Return the descriptor of a file in memory that no folder lists."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("asyncsim")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 class Memory:
@@ -158,7 +158,17 @@ class Memory:
 
     def model(self, version: int) -> np.ndarray:
         """Return where a version lies, or will lie."""
-        return np.asarray(self.models[0 if self.layout.blocks else version % 2])
+        return np.asarray(self.models[version % self.layout.places])
+
+    def why_over(self, last_update: float) -> int:
+        """Return why the rows end the run, which has no more than `last_update` updates; `RUNNING` if they do not."""
+        rows = int(self.counter[ROWS])
+        last = self.log[rows - 1]
+        if rows and last["update"] == last["version"]:  # the model has stayed where it was
+            return DIVERGED
+        if rows and last["version"] >= last_update:
+            return DONE
+        return FULL if rows == self.layout.rows else RUNNING
 
     def finish(self) -> None:
         """Write a model that lies ready to its place, block by block: our own, or that of a writer that was killed.

@@ -1,16 +1,16 @@
 """A worker process, started by `asyncsim.sources.recorded.processes` with
 
-    python -m asyncsim.sources.recorded.process BACKEND FD WORKER PARENT ARGUMENTS…
+    python -m asyncsim.sources.recorded.process BACKEND CONNECTION JOB WORKER PARENT ARGUMENTS…
 
-FD is its connection to the process PARENT, on which it finds its job.
+CONNECTION is the descriptor of its connection to the process PARENT, and JOB that of the file where its job lies.
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
+import mmap
 import os
-import signal
 import sys
 import time
 import traceback
@@ -69,14 +69,16 @@ class Pipe:
 
 def main() -> None:
     """Be a worker until the run is over."""
-    backend, arguments = sys.argv[1], sys.argv[5:]
-    descriptor, worker, parent = (int(argument) for argument in sys.argv[2:5])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    backend, arguments = sys.argv[1], sys.argv[6:]
+    descriptor, file, worker, parent = (int(argument) for argument in sys.argv[2:6])
     die_with(parent)
     faulthandler.enable()
     connection = Connection(descriptor)
+    os.set_inheritable(descriptor, False)  # whom the user's own code starts must not keep it open
     try:
-        job = unpack(connection.recv_bytes())
+        with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as data:
+            job = unpack(data)
+        os.close(file)
         warm_up(job)
         if backend == "queue":
             connection.send(Ready(worker, os.getpid()))
@@ -97,7 +99,7 @@ def main() -> None:
             SharedWorker(memory, job, worker, connection).run(connection.recv())
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone
-    except Exception:
+    except BaseException:  # also where a gradient calls sys.exit
         with contextlib.suppress(OSError):
             connection.send(Failed(worker, -1, traceback.format_exc()))
 

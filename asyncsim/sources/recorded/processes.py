@@ -6,18 +6,22 @@ They are started with `subprocess`, not with `multiprocessing`, which would run 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any
 
+from asyncsim.sources.recorded import interrupts
 from asyncsim.sources.recorded.messages import Failed, Job
 
 #: Seconds that a worker has to begin in, and to end in when it is told to.
-BEGINNING, FAREWELL = 120.0, 2.0
+BEGINNING, FAREWELL = 120.0, 1.0
 
 #: One thread for linear algebra in each worker, whichever library numpy was built with.
 ONE_THREAD = dict.fromkeys(
@@ -29,13 +33,21 @@ class BadStart(RuntimeError):
     """A worker that did not come up; the message says why."""
 
 
+def nameless_file() -> int:
+    """Return the descriptor of a file in memory that no folder lists."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("asyncsim")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
 def pack(job: Job) -> bytes:
     """Return a job as bytes, with what its problem has read or computed so far, so that no worker does that again."""
     cached = dict(vars(job.problem)) if hasattr(job.problem, "__dict__") else {}
     return pickle.dumps((job, cached), protocol=5)
 
 
-def unpack(data: bytes) -> Job:
+def unpack(data: bytes | mmap.mmap) -> Job:
     """Return the job that `pack` wrote."""
     job: Job
     job, cached = pickle.loads(data)
@@ -50,39 +62,61 @@ def environment() -> dict[str, str]:
     return {**os.environ, **ONE_THREAD, "PYTHONPATH": path}
 
 
+def start_process(module: str, *arguments: Any, **settings: Any) -> subprocess.Popen[bytes]:
+    """Start a module of this package in a process that Ctrl-C does not reach."""
+    command = [sys.executable, "-m", f"asyncsim.sources.recorded.{module}", *map(str, arguments)]
+    with interrupts.kept_from_children():
+        return subprocess.Popen(command, env=environment(), **settings)
+
+
+def wait_until(ready: Any, seconds: float, name: str) -> None:
+    """Wait until there is something to read; raise `BadStart` if that takes too long."""
+    end = time.monotonic() + seconds
+    while not wait([ready], interrupts.LOOK_EVERY):
+        interrupts.check()
+        if time.monotonic() > end:
+            raise BadStart(f"{name} was not ready after {BEGINNING:g} s")
+
+
 class Processes:
     """The worker processes of a run, each with a two-way connection of its own.
 
     `arguments` and the descriptors `inherit` are handed down to each; with `pin`, worker w runs on core w modulo their
-    number.
+    number. The job lies in a file, so that starting a worker never waits for one that does not read.
     """
 
     def __init__(
         self, backend: str, job: Job, *, arguments: Iterable[str] = (), inherit: Iterable[int] = (), pin: bool = False
     ):
-        self.backend, self.data, self.pin = backend, pack(job), pin
+        self.backend, self.pin = backend, pin
         self.arguments, self.inherit = list(arguments), list(inherit)
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.connections: dict[int, Connection] = {}
+        data = pack(job)
+        self.job = nameless_file()
+        with os.fdopen(self.job, "wb", closefd=False) as file:
+            file.write(data)
 
     def start(self, worker: int) -> None:
         """Start a worker, or start it again; it says `Ready` on its connection when it can begin."""
         ours, theirs = Pipe()
-        program = [sys.executable, "-m", "asyncsim.sources.recorded.process"]
-        numbers = [str(number) for number in (theirs.fileno(), worker, os.getpid())]
-        self.processes[worker] = subprocess.Popen(
-            [*program, self.backend, *numbers, *self.arguments],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno(), *self.inherit],
-            env=environment(),
-        )
-        theirs.close()
+        try:
+            self.processes[worker] = start_process(
+                "process",
+                *(self.backend, theirs.fileno(), self.job, worker, os.getpid(), *self.arguments),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno(), self.job, *self.inherit],
+            )
+        except OSError as error:
+            ours.close()
+            raise BadStart(f"worker {worker} could not be started: {error}") from None
+        finally:
+            theirs.close()
+        self.connections[worker] = ours
         if self.pin and hasattr(os, "sched_setaffinity"):
             cores = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(self.processes[worker].pid, {cores[worker % len(cores)]})
-        self.connections[worker] = ours
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            ours.send_bytes(self.data)
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(self.processes[worker].pid, {cores[worker % len(cores)]})
 
     def start_all(self, workers: int) -> None:
         """Start workers 0, 1, … and wait until each is ready; one that dies is found out when it is listened to."""
@@ -90,18 +124,20 @@ class Processes:
             self.start(worker)
         end = time.monotonic() + BEGINNING
         for worker in range(workers):
-            if not self.connections[worker].poll(max(end - time.monotonic(), 0.0)):
-                raise BadStart(f"worker {worker} was not ready after {BEGINNING:g} s")
+            wait_until(self.connections[worker], end - time.monotonic(), f"worker {worker}")
             with contextlib.suppress(EOFError, OSError):
                 answer = self.connections[worker].recv()
                 if isinstance(answer, Failed):
                     raise BadStart(f"worker {worker} could not start:\n{answer.traceback}")
 
     def reason(self, worker: int) -> str:
-        """Return how a dead worker ended, in words."""
+        """Return how a worker ended that does not answer any more, in words."""
+        process = self.processes[worker]
         try:
-            code = self.processes[worker].wait(FAREWELL)
+            code = process.wait(FAREWELL)
         except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
             return "it closed its connection"
         return f"ended with exit code {code}" if code >= 0 else f"killed by signal {-code}"
 
@@ -110,9 +146,12 @@ class Processes:
         for connection in self.connections.values():
             connection.close()
         end = time.monotonic() + FAREWELL
-        for process in self.processes.values():
-            try:
-                process.wait(max(end - time.monotonic(), 0.0))
-            except subprocess.TimeoutExpired:
+        try:
+            for process in self.processes.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(end - time.monotonic(), 0.0))
+        finally:
+            for process in self.processes.values():
                 process.kill()
                 process.wait()
+            os.close(self.job)

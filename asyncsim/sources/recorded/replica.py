@@ -12,6 +12,7 @@ import numpy as np
 
 from asyncsim.problems.base import complete
 from asyncsim.scenario import SECONDS, Scenario, parse_condition
+from asyncsim.sources.recorded.interrupts import Ended
 from asyncsim.sources.recorded.log import Log
 from asyncsim.sources.recorded.messages import Job
 from asyncsim.sources.recorded.processes import BadStart
@@ -38,6 +39,8 @@ def outcome_of(run: Callable[[], Any]) -> tuple[str | None, bool]:
         run()
     except (WorkerLost, BadStart) as error:
         return str(error), False
+    except Ended as signal:
+        return str(signal), True
     except KeyboardInterrupt:
         return "interrupted", True
     return None, False

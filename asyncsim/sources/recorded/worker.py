@@ -53,7 +53,7 @@ def work(channel: Channel, job: Job, worker: int) -> None:
                 channel.send(Cancelled(worker, draw, start, max(arrival[0], start)))
     except EOFError:
         return  # the server is gone
-    except Exception:
+    except BaseException:  # also where a gradient calls sys.exit: a thread would end without a word
         channel.send(Failed(worker, draw, traceback.format_exc()))
 
 
