@@ -13,7 +13,8 @@ messages and updates take no time and every gradient is used at once, all that f
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from asyncsim.trace import APPLIED, ARRIVE, CANCELLED, COMPUTED, DISCARDED, HOP,
 # would take a third of its time. (`_nrt` is numba's own switch for that.)
 compiled = njit(_nrt=False)
 # What it calls is compiled into it: a call would hand over all numbers that describe each array.
-inlined = njit(_nrt=False, forceinline=True)
+inlined: Any = partial(njit, _nrt=False, forceinline=True)
 
 # Why the loop returned.
 OVER, UPDATED, GROW, STILL = range(4)
@@ -211,7 +212,8 @@ def _fill_top(counter, heap, gradients):  # type: ignore[no-untyped-def]
         _sift_down(counter, heap, gradients, heap[last].time, heap[last].key)
 
 
-@inlined
+# One signature, so that numba compiles it once and not for every constant argument.
+@inlined("float64(float64[:,:,::1], int64[:,::1], float64[::1], int64, uint64, int64, int64, int64, int64, int64)")
 def _duration(ahead, ahead_until, law, place, seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
     """Return a duration as the sampler does; the exponential ones of a block of draws are made at once."""
     if law[place] != EXPONENTIAL or index > 0:
@@ -470,7 +472,7 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
                 done = now + _duration(
                     ahead, ahead_until, laws, law_of[worker], seed, replica, worker, g.draw, SERVICE, 0
                 )
-                _push(counter, heap, gradients, done, COMPUTED, worker, slot)
+                _push(counter, heap, gradients, done, kind, worker, slot)
                 continue
             if g.version < 0:
                 free_slot[counter[FREE]] = slot
