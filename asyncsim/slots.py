@@ -6,9 +6,8 @@ import numpy as np
 
 from asyncsim.compiling import njit
 
-# One signature each: numba would compile anew for columns that may be written to and columns that may not.
+# One signature: numba would compile anew for columns that may be written to and columns that may not.
 _NUMBERS = "Array(int64, 1, 'C', readonly=True)"
-_TABLE = "Array(int64, 2, 'C', readonly=True)"
 _CODES = "Array(int8, 1, 'C', readonly=True)"
 
 
@@ -50,7 +49,7 @@ def rows_by_update(update, status, applied, begin, end, updates):  # type: ignor
     return rows, first, gradients
 
 
-@njit(f"Tuple((int32[:, ::1], int32[:, ::1], int64))({_NUMBERS}, {_TABLE}, int64)")
+@njit
 def plan_slots(read_version, rows, gradients):  # type: ignore[no-untyped-def]
     """Return (place of each read, place of each version, number of slots) where version v of replica r is kept.
 
