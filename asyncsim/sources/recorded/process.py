@@ -22,7 +22,7 @@ from typing import Any
 from asyncsim.executors.worker import die_with
 from asyncsim.sources.recorded.messages import Failed, Model, Ready, SharedJob
 from asyncsim.sources.recorded.processes import unpack
-from asyncsim.sources.recorded.worker import warm_up, work
+from asyncsim.sources.recorded.worker import something_to_read, warm_up, work
 
 
 class Pipe:
@@ -51,7 +51,7 @@ class Pipe:
                 return self.inbox.get(timeout=timeout) if timeout != 0.0 else self.inbox.get_nowait()
             except Empty:
                 return None
-        if timeout is not None and not self.connection.poll(timeout):
+        if timeout is not None and not something_to_read(self.connection, timeout):
             return None
         try:
             model = self.connection.recv()
@@ -73,8 +73,8 @@ def main() -> None:
     descriptor, file, worker, parent = (int(argument) for argument in sys.argv[2:6])
     die_with(parent)
     faulthandler.enable()
-    connection = Connection(descriptor)
-    os.set_inheritable(descriptor, False)  # whom the user's own code starts must not keep it open
+    connection = Connection(os.dup(descriptor))  # a low number; whom the user's own code starts does not keep it open
+    os.close(descriptor)
     try:
         with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as data:
             job = unpack(data)

@@ -28,6 +28,7 @@ from asyncsim.sources.recorded.memory import (
     Memory,
 )
 from asyncsim.sources.recorded.messages import SharedJob
+from asyncsim.sources.recorded.worker import something_to_read
 from asyncsim.trace import APPLIED, DISCARDED, Row
 
 
@@ -78,7 +79,7 @@ class SharedWorker:
                 pass
         elif self.job.wait == "sleep":
             left = until - time.monotonic()
-            if left > 0 and self.connection.poll(left):
+            if left > 0 and something_to_read(self.connection, left):
                 return False
         return bool(self.memory.counter[OVER] == RUNNING)
 

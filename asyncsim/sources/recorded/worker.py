@@ -5,8 +5,10 @@ It imports numpy and what its method and problem need, no more, since every proc
 
 from __future__ import annotations
 
+import select
 import time
 import traceback
+from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from asyncsim.sources.recorded.messages import Cancelled, Failed, Gradient, Job, Model
@@ -55,6 +57,15 @@ def work(channel: Channel, job: Job, worker: int) -> None:
         return  # the server is gone
     except BaseException:  # also where a gradient calls sys.exit: a thread would end without a word
         channel.send(Failed(worker, draw, traceback.format_exc()))
+
+
+def something_to_read(connection: Connection, timeout: float) -> bool:
+    """Wait `timeout` seconds at most; say whether a message has come.
+
+    `Connection.poll` waits for whole milliseconds, the next larger number of them, which is half a millisecond too
+    long on average. `select` takes descriptors below 1024 only; a worker's has a low number.
+    """
+    return bool(select.select([connection], [], [], timeout)[0])
 
 
 def _rest(channel: Channel, until: float, wait: str) -> tuple[float, Model | None] | None:
