@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from asyncsim.sources.recorded.memory import ROWS, UNFINISHED, UPDATE, Memory
+
+#: Seconds after which nobody is waited for any more.
+PATIENCE = 60.0
 
 
 class Bowl:
@@ -33,17 +42,33 @@ class Bowl:
 
 
 class At(Bowl):
-    """A bowl where something happens when worker `worker` computes its draw `draw`, or a later one."""
+    """A bowl where something happens when worker `worker`, or anyone, computes its draw `draw`.
 
-    def __init__(self, worker: int, draw: int, **settings: Any):
+    With a folder `place`, the others have only `lead` draws more before the worker is back with a later one.
+    """
+
+    def __init__(self, worker: int | None, draw: int, *, place: str = "", lead: int = 20, **settings: Any):
         super().__init__(**settings)
-        self.worker, self.draw = worker, draw
+        self.worker, self.draw, self.place, self.lead = worker, draw, place, lead
 
     def stochastic_gradient(self, x: np.ndarray, row: Any) -> np.ndarray:
         """Return x, where nothing happens."""
-        if row.worker == self.worker and row.draw == self.draw and row.update < 0:  # not in a replay
-            self.happens()
+        if row.update < 0:  # not in a replay
+            mine = self.worker in (None, row.worker)
+            if mine and row.draw == self.draw:
+                self.happens()
+            if self.place:
+                self.wait(mine, row.draw - self.draw)
         return self.gradient(x)
+
+    def wait(self, mine: bool, later: int) -> None:
+        """Say that the worker is back, or wait for that."""
+        back = Path(self.place, "back")
+        if mine and later > 0:
+            back.touch()
+        end = time.monotonic() + PATIENCE
+        while not mine and later > self.lead and not back.exists() and time.monotonic() < end:
+            time.sleep(0.005)
 
     def happens(self) -> None:
         """Do it."""
@@ -58,47 +83,109 @@ class Failing(At):
         raise ZeroDivisionError("a gradient of the user's own")
 
 
-class Killed(At):
-    """Kills its worker."""
+class Exiting(At):
+    """Calls sys.exit."""
 
     def happens(self) -> None:
-        """Die as from `kill -9`."""
-        os.kill(os.getpid(), signal.SIGKILL)
+        """Do it."""
+        sys.exit(3)
 
 
-class KilledWriting(At):
-    """Kills its worker in the midst of writing a model block by block: when it takes the lock of block 1 to write."""
+class Hanging(At):
+    """Never comes back from a library that lets no other Python code run; says on standard output which process."""
+
+    def happens(self) -> None:
+        """Wait for ever."""
+        os.write(1, f"{os.getpid()}\n".encode())
+        ctypes.PyDLL(None).sleep(100_000)
+
+
+class Ended(At):
+    """Sends its worker a signal at a moment that has a name in `MOMENTS`."""
+
+    def __init__(
+        self, worker: int | None, draw: int, moment: str = "computing", number: int = signal.SIGKILL, **settings: Any
+    ):
+        super().__init__(worker, draw, **settings)
+        self.moment, self.number = moment, number
 
     def happens(self) -> None:
         """Arrange for it."""
-        from asyncsim.sources.recorded.memory import UPDATE, Memory
+        MOMENTS[self.moment](lambda: os.kill(os.getpid(), self.number))
 
-        finish, lock = Memory.finish, Memory.lock
+
+# --- moments in the life of a worker in shared memory ---
+
+
+def keeping(end: Callable[[], None]) -> None:
+    """Arrange for the end to come while the right to update is held."""
+    Memory.keep = lambda memory, version, what: end()  # type: ignore[method-assign]
+
+
+def storing(number: int, *, after: bool, last: int | None = None) -> Callable[[Callable[[], None]], None]:
+    """Return what arranges for the end to come just before or after the store of a counter, that of a value."""
+
+    def arrange(end: Callable[[], None]) -> None:
+        class Counter(np.ndarray):
+            def __setitem__(self, place: Any, value: Any) -> None:
+                now = place == number and last in (None, value)
+                if now and not after:
+                    end()
+                super().__setitem__(place, value)
+                if now:
+                    end()
+
+        keep = Memory.keep
+
+        def keeping(memory: Memory, version: int, what: Any) -> None:
+            memory.counter = memory.counter.view(Counter)
+            keep(memory, version, what)
+
+        Memory.keep = keeping  # type: ignore[method-assign]
+
+    return arrange
+
+
+def locking(byte: int, *, writing: bool) -> Callable[[Callable[[], None]], None]:
+    """Return what arranges for the end to come once a lock is held, by somebody who writes or reads."""
+
+    def arrange(end: Callable[[], None]) -> None:
+        lock, finish = Memory.lock, Memory.finish
         state = {"writing": False}
 
         def finishing(memory: Memory) -> None:
             state["writing"] = True
             finish(memory)
+            state["writing"] = False
 
-        def locking(memory: Memory, byte: int = UPDATE) -> Any:
-            if state["writing"] and byte == UPDATE + 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return lock(memory, byte)
+        @contextmanager
+        def ending(memory: Memory, which: int = UPDATE) -> Iterator[None]:
+            with lock(memory, which):
+                if which == byte and state["writing"] == writing:
+                    end()
+                yield
 
-        Memory.finish, Memory.lock = finishing, locking  # type: ignore[method-assign]
+        Memory.finish, Memory.lock = finishing, ending  # type: ignore[method-assign]
+
+    return arrange
 
 
-class KilledHolding(At):
-    """Kills its worker while it holds the right to update."""
+#: The update that is the last where a moment is about that.
+LAST = 250
 
-    def happens(self) -> None:
-        """Arrange for it."""
-        from asyncsim.sources.recorded.memory import Memory
-
-        def keep(memory: Memory, version: int, what: Any) -> None:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        Memory.keep = keep  # type: ignore[method-assign]
+MOMENTS: dict[str, Callable[[Callable[[], None]], None]] = {
+    "computing": lambda end: end(),
+    "holding the right to update": keeping,
+    "before the commit": storing(ROWS, after=False),
+    "after the commit": storing(ROWS, after=True),
+    "after the last commit": storing(ROWS, after=True, last=LAST),
+    "before a model lies ready": storing(UNFINISHED, after=False),
+    "after a model lies ready": storing(UNFINISHED, after=True),
+    "after the last model lies ready": storing(UNFINISHED, after=True, last=LAST),
+    "writing a block": locking(UPDATE + 2, writing=True),
+    "reading the first block": locking(UPDATE + 4, writing=False),
+    "reading another block": locking(UPDATE + 2, writing=False),
+}
 
 
 class Nosy(Bowl):

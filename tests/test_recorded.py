@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +17,10 @@ import pytest
 
 import asyncsim
 from asyncsim.scenario import Scenario, ScenarioError, build
+from asyncsim.sources.recorded import Interrupted
 from asyncsim.trace import APPLIED, CANCELLED, DISCARDED, LOST
 from tests import real_problems
+from tests.real_problems import LAST
 
 BACKENDS = ["threads", "queue", "manager", "shared_memory"]
 
@@ -113,7 +121,9 @@ def test_ringmaster_discards_what_is_stale(backend: str) -> None:
 def test_a_changed_trace_does_not_replay() -> None:
     recorded = scenario(backend="threads", workers=4)
     trace = asyncsim.record(recorded).trace
-    columns = {name: np.array(trace[name]) for name in ("replica", "worker", "draw", "read_version", "update", "status")}
+    columns = {
+        name: np.array(trace[name]) for name in ("replica", "worker", "draw", "read_version", "update", "status")
+    }
     late = np.flatnonzero(trace["update"] - trace["read_version"] > 0)[0]
     columns["read_version"][late] += 1
     other = asyncsim.Trace(columns, seed=trace.seed, workers=4, updates=trace.updates)
@@ -140,9 +150,7 @@ def test_a_waiting_worker_takes_the_simulated_service_times(wait: str) -> None:
         simulated = asyncsim.simulate(build({**recorded.resolved(), "seed": seed, "run": {"updates": 120}}))
         late = []
         for worker in (0, 1):
-            real, drawn = (
-                (t["done_time"] - t["start_time"])[t["worker"] == worker][:20] for t in (trace, simulated)
-            )
+            real, drawn = ((t["done_time"] - t["start_time"])[t["worker"] == worker][:20] for t in (trace, simulated))
             count = min(real.size, drawn.size)
             late.append((real[:count] >= drawn[:count] - 1e-6).all())
         return all(late)
@@ -236,60 +244,287 @@ def test_an_exception_in_a_worker_is_shown(backend: str) -> None:
     assert 0 < recording.trace.updates[0] < 120
 
 
-KILLERS = {
-    "computing": (real_problems.Killed, {}),
-    "holding the right to update": (real_problems.KilledHolding, {"consistency": "locked"}),
-    "writing block by block": (real_problems.KilledWriting, {"consistency": "block", "blocks": 4}),
-}
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_that_calls_exit_ends_the_run(backend: str) -> None:
+    recording = asyncsim.record(own(real_problems.Exiting(worker=1, draw=5), backend=backend))
+    assert "worker 1 failed at its draw 5" in str(recording.ended)
+    assert "SystemExit: 3" in str(recording.ended)
 
 
 @pytest.mark.parametrize("death", ["continue", "restart", "stop"])
 @pytest.mark.parametrize("backend", ["queue", "manager", "shared_memory"])
-def test_a_killed_worker_is_dealt_with_as_asked(backend: str, death: str) -> None:
-    problem = real_problems.Killed(worker=1, draw=5)
-    recorded = own(problem, backend=backend, on_worker_death=death, updates=250 if death != "restart" else 1500)
+def test_a_killed_worker_is_dealt_with_as_asked(backend: str, death: str, tmp_path: Path) -> None:
+    place = str(tmp_path) if death == "restart" else ""
+    problem = real_problems.Ended(worker=1, draw=5, place=place)
+    recorded = own(problem, backend=backend, on_worker_death=death, updates=LAST)
     check_death(recorded, asyncsim.record(recorded), death)
 
 
-@pytest.mark.parametrize("when", ["holding the right to update", "writing block by block"])
-def test_a_worker_killed_while_it_writes_leaves_a_whole_model(when: str) -> None:
-    kind, settings = KILLERS[when]
-    recorded = own(kind(worker=1, draw=5, dimension=8), backend="shared_memory", updates=250, **settings)
-    check_death(recorded, asyncsim.record(recorded), "continue")
+#: Where in shared memory a worker is killed, and whether its draw was an update nevertheless.
+KILLS = {
+    "holding the right to update": ("locked", LOST),
+    "before the commit": ("locked", LOST),
+    "after the commit": ("locked", APPLIED),
+    "before a model lies ready": ("block", LOST),
+    "after a model lies ready": ("block", APPLIED),
+    "writing a block": ("block", APPLIED),
+    "before the commit of blocks": ("block", APPLIED),
+    "after the commit of blocks": ("block", APPLIED),
+    "reading the first block": ("block", None),
+    "reading another block": ("block", LOST),
+}
 
 
-def check_death(recorded: Scenario, recording: Any, death: str) -> None:
-    """Assert what a death at draw 5 of worker 1 must leave behind."""
+def in_shared_memory(consistency: str) -> dict[str, Any]:
+    blocks = {"blocks": 4} if consistency == "block" else {}
+    return {"backend": "shared_memory", "consistency": consistency, "updates": LAST, **blocks}
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_worker_killed_at_any_moment_leaves_a_whole_model(moment: str) -> None:
+    consistency, fate = KILLS[moment]
+    problem = real_problems.Ended(worker=1, draw=5, moment=moment.removesuffix(" of blocks"), dimension=8)
+    recorded = own(problem, **in_shared_memory(consistency))
+    # Who dies reading has computed its draw 5 before, and has no draw 6 unless it had begun to read for it.
+    check_death(recorded, asyncsim.record(recorded), "continue", *((5, fate) if "reading" not in moment else (6, fate)))
+
+
+def check_death(recorded: Scenario, recording: Any, death: str, draw: int = 5, fate: int | None = LOST) -> None:
+    """Assert what a death at a draw of worker 1 must leave behind, the draw having met its fate."""
     trace = recording.trace
     mine = trace["worker"] == 1
     if death == "stop":
         assert "worker 1 died (killed by signal 9)" in recording.ended
-        assert mine.sum() == 5
+        assert mine.sum() == draw
     else:
         assert recording.ended is None
+        assert trace.updates.tolist() == [LAST]
         assert [(worker, kind) for _, _, worker, kind in trace.events if kind == "crash"] == [(1, "crash")]
-        assert trace["status"][mine & (trace["draw"] == 5)].tolist() in ([LOST], [APPLIED])
-        assert (trace["draw"][mine].max() > 5) == (death == "restart")
+        assert trace["status"][mine & (trace["draw"] == draw)].tolist() == [fate] * (fate is not None)
+        assert (trace["draw"][mine].max() > draw) == (death == "restart")
+    assert_replays(recorded, recording)
+
+
+@pytest.mark.parametrize(
+    ("consistency", "moment"), [("locked", "after the last commit"), ("block", "after the last model lies ready")]
+)
+def test_a_run_is_over_though_nobody_lived_to_say_so(consistency: str, moment: str) -> None:
+    problem = real_problems.Ended(worker=None, draw=5, moment=moment, dimension=8)
+    recorded = own(problem, **in_shared_memory(consistency))
+    recording = asyncsim.record(recorded)
+    assert recording.ended is None
+    assert recording.trace.updates.tolist() == [LAST]
+    assert_replays(recorded, recording)
+
+
+@pytest.mark.parametrize("backend", ["queue", "manager", "shared_memory"])
+def test_nobody_left_ends_the_run(backend: str) -> None:
+    recorded = own(real_problems.Ended(worker=None, draw=5), backend=backend)
+    recording = asyncsim.record(recorded)
+    assert "died (killed by signal 9)" in str(recording.ended)
+    assert recording.trace.updates[0] == 15 if backend != "manager" else recording.trace.updates[0] in range(10, 16)
     assert_replays(recorded, recording)
 
 
 def test_a_policy_that_needs_all_workers_ends_with_one() -> None:
-    problem = real_problems.Killed(worker=1, draw=5)
+    problem = real_problems.Ended(worker=1, draw=5)
     recording = asyncsim.record(own(problem, backend="queue", policy=POLICIES["sync"]))
     assert "takes 3 gradients of different workers, of which 2 are left" in str(recording.ended)
     assert recording.trace.updates.tolist() == [5]
 
 
+def test_a_policy_that_needs_all_workers_waits_for_one_that_is_started_again() -> None:
+    problem = real_problems.Ended(worker=1, draw=5)
+    recorded = own(problem, backend="queue", policy=POLICIES["sync"], on_worker_death="restart", updates=20)
+    recording = asyncsim.record(recorded)
+    trace = recording.trace
+    assert recording.ended is None
+    assert all(sorted(trace["worker"][trace["update"] == update]) == [0, 1, 2] for update in range(20))
+    assert_replays(recorded, recording)
+
+
+@pytest.mark.parametrize("moment", ["at once", "later"])
+def test_a_run_without_its_manager_ends(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = started_processes(monkeypatch)
+
+    def progress(updates: int) -> None:
+        if moment == "at once":
+            next(process for module, process in started if module == "manager").kill()
+        else:
+            for _, process in started:  # the manager is the first; then it is known before its workers are missed
+                process.kill()
+                process.wait()
+
+    recorded = own(real_problems.Bowl(), backend="manager", on_worker_death="restart")
+    recording = asyncsim.record(recorded, progress=progress)
+    assert recording.ended == "the manager's process is gone"
+    assert 0 < recording.trace.updates[0] < 120
+    assert_replays(recorded, recording)
+
+
+def started_processes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Return a list that will have the module and the process of each that is started."""
+    from asyncsim.sources.recorded import manager, processes
+
+    start, started = processes.start_process, []
+
+    def noting(module: str, *arguments: Any, **settings: Any) -> Any:
+        started.append((module, start(module, *arguments, **settings)))
+        return started[-1][1]
+
+    for place in (manager, processes):
+        monkeypatch.setattr(place, "start_process", noting)
+    return started
+
+
+STILL = {
+    "hanging": real_problems.Hanging(worker=1, draw=5),
+    "stopped": real_problems.Ended(worker=1, draw=5, number=signal.SIGSTOP),
+}
+
+
+@pytest.mark.parametrize("how", STILL)
 @pytest.mark.parametrize("backend", ["queue", "manager", "shared_memory"])
-def test_nothing_is_left_behind(backend: str) -> None:
-    shared = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
-    descriptors = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
-    for _ in range(3):
-        asyncsim.record(scenario(backend=backend, workers=2, updates=20))
-    if shared:
-        assert set(os.listdir("/dev/shm")) == shared
-    if descriptors:
-        assert len(os.listdir("/proc/self/fd")) <= descriptors + 1
+def test_a_worker_that_never_comes_back_is_ended_with_the_run(backend: str, how: str) -> None:
+    recorded = own(STILL[how], backend=backend)
+    recording = asyncsim.record(recorded)
+    assert recording.ended is None
+    assert recording.trace.updates.tolist() == [120]
+    assert recording.trace["draw"][recording.trace["worker"] == 1].max() == 4
+    assert_replays(recorded, recording)
+
+
+def test_a_worker_stopped_with_the_right_to_update_stops_the_run_until_its_time_is_over() -> None:
+    problem = real_problems.Ended(
+        worker=1, draw=5, moment="holding the right to update", number=signal.SIGSTOP, dimension=8
+    )
+    recorded = own(problem, backend="shared_memory", updates=None, time=0.5)
+    recording = asyncsim.record(recorded)
+    assert recording.ended is None
+    assert recording.trace["draw"][recording.trace["worker"] == 1].max() == 4
+    assert_replays(recorded, recording)
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing() -> Iterator[None]:
+    """Every test here: no child process, connection or nameless file is left."""
+    before = belongings()
+    yield
+    gc.collect()
+    assert belongings() == before
+
+
+def belongings() -> tuple[list[int], list[str]]:
+    """Return this process's children, and its connections and nameless files (Linux)."""
+    opened = [os.readlink(file) for file in Path("/proc/self/fd").glob("*") if file.is_symlink()]
+    return children(), sorted(name for name in opened if name.startswith(("socket:", "pipe:", "/memfd:")))
+
+
+def children() -> list[int]:
+    """Return the processes that this one has started (Linux)."""
+    files = Path("/proc/self/task").glob("*/children")
+    return sorted(int(word) for file in files for word in file.read_text().split())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("backend", ["queue", "manager", "shared_memory"])
+def test_what_processes_share_has_no_name_that_could_be_left(backend: str) -> None:
+    shared: set[str] = set()
+
+    def progress(updates: int) -> None:
+        maps = [Path(f"/proc/{child}/maps").read_text() for child in children()]
+        shared.update(word for text in maps for word in text.split() if word.startswith(("/dev/shm", "/memfd")))
+
+    asyncsim.record(own(real_problems.Bowl(), backend=backend), progress=progress)
+    assert shared == ({"/memfd:asyncsim"} if backend == "shared_memory" else set())
+
+
+# --- interrupts ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_signal_ends_a_run_in_order(backend: str, number: signal.Signals) -> None:
+    handlers = [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)]
+    recorded = own(real_problems.Bowl(), backend=backend)
+    with pytest.raises(Interrupted, match=f"ended by {number.name}") as interrupt:
+        asyncsim.record(recorded, progress=lambda updates: os.kill(os.getpid(), number))
+    recording = interrupt.value.recording
+    assert recording.ended == f"ended by {number.name}"
+    assert 0 < recording.trace.updates[0] < 120
+    assert_replays(recorded, recording)
+    assert [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.parametrize("backend", ["queue", "manager", "shared_memory"])
+def test_a_signal_while_workers_start_ends_the_run(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from asyncsim.sources.recorded.processes import Processes
+
+    def interrupted(self: Processes, worker: int, start: Any = Processes.start) -> None:
+        start(self, worker)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Processes, "start", interrupted)
+    with pytest.raises(Interrupted) as interrupt:
+        asyncsim.record(own(real_problems.Bowl(), backend=backend))
+    assert interrupt.value.recording.trace.updates.tolist() == [0]
+
+
+def test_a_second_signal_interrupts_what_hears_none() -> None:
+    heard = []
+
+    def deaf(updates: int) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        heard.append("nothing")
+
+    with pytest.raises(Interrupted):
+        asyncsim.record(own(real_problems.Bowl(), backend="threads"), progress=deaf)
+    assert heard == []
+
+
+def test_a_second_signal_does_not_disturb_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    from asyncsim.sources.recorded.processes import Processes
+
+    def interrupted(self: Processes, end: Any = Processes.end) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        end(self)
+
+    monkeypatch.setattr(Processes, "end", interrupted)
+    recorded = own(real_problems.Bowl(), backend="shared_memory")
+    with pytest.raises(Interrupted) as interrupt:
+        asyncsim.record(recorded, progress=lambda updates: os.kill(os.getpid(), signal.SIGINT))
+    assert_replays(recorded, interrupt.value.recording)
+
+
+ORPHANS = """
+import sys
+from tests.test_recorded import own, real_problems
+import asyncsim
+from asyncsim.sources.recorded import manager
+start = manager.start_process
+def saying(*arguments, **settings):
+    process = start(*arguments, **settings)
+    print(process.pid, flush=True)
+    return process
+manager.start_process = saying
+asyncsim.record(own(real_problems.Hanging(worker=None, draw=5), backend=sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends processes with their parent, whatever they do")
+@pytest.mark.parametrize("backend", ["queue", "manager", "shared_memory"])
+def test_nobody_outlives_a_parent_that_is_killed(backend: str) -> None:
+    """Also not a worker inside a library that lets no other Python code run."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", ORPHANS, backend]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        files = [os.pidfd_open(int(parent.stdout.readline())) for _ in range(3 + (backend == "manager"))]
+        parent.kill()
+    for file in files:
+        assert select.select([file], [], [], real_problems.PATIENCE)[0]
+        os.close(file)
 
 
 # --- refusals ---
