@@ -36,6 +36,8 @@ DATA = 9  # synthetic data; index: coordinate pair
 RESAMPLE = 10  # bootstrap resampling in an estimator; index: position
 WORKER = 11  # which worker a synthetic update is given to
 LOSS = 12  # the loss that nature picks in an online problem
+PERTURBATION = 13  # noise that the server adds to the model; index: coordinate pair
+PROBE = 14  # the vector that an eigenvalue is searched from; index: coordinate pair
 
 MAX_INDEX = 1 << 24
 _INDEX_BITS = np.uint32(24)

@@ -1,0 +1,99 @@
+"""Perturbed accelerated gradient descent: Nesterov's momentum, noise at small gradients, negative curvature exploited."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from asyncsim.methods.base import Method, State
+from asyncsim.methods.perturbation import in_ball
+from asyncsim.methods.perturbed import LONG_AGO, mean_of
+from asyncsim.problems.base import Problem
+from asyncsim.spec import NonNegative, Positive
+from asyncsim.trace import Row
+
+
+class Path(NamedTuple):
+    """The sequence x_t, its velocity v_t, the update of the last perturbation, and how many there were."""
+
+    x: np.ndarray
+    velocity: np.ndarray
+    perturbed: int = LONG_AGO
+    perturbations: int = 0
+    exploited: int = 0
+
+
+class PAGD(Method):
+    """Perturbed accelerated gradient descent.
+
+    The server publishes y_t = x_t + (1−θ)v_t, where gradients are to be computed, and keeps x_t and v_t to itself:
+
+        x_{t+1} = y_t − η∇f(y_t),   v_{t+1} = x_{t+1} − x_t,
+
+    with η = `step`, 1 − θ = `momentum`. Where f is too concave between the two points,
+
+        y_t ≠ x_t and f(x_t) ≤ f(y_t) + ⟨∇f(y_t), x_t − y_t⟩ − (γ/2)‖x_t − y_t‖²,    γ = `curvature`,
+
+    that is exploited: with ‖v_t‖ ≥ s = `distance`, x_{t+1} = x_t; else x_{t+1} is the lower of x_t ± s v_t/‖v_t‖. Either
+    way v_{t+1} = 0 and the method goes on. Then, where ‖∇f(x_{t+1})‖ ≤ `epsilon` and T = `escape_time` updates have passed
+    since the last time, x_{t+1} is moved by noise uniform in the ball of `radius`. γ = 0 exploits where f is not convex
+    along the way at all. The server computes ∇f(x_{t+1}) itself, and f twice, so an update costs it that.
+
+    Source: Jin, Netrapalli, Jordan 2018, "Accelerated gradient descent escapes saddle points faster than gradient
+    descent", Algorithm 2 and its negative curvature exploitation. Reviews print it without y_t ≠ x_t (then it exploits
+    at rest), with v_{t+1} kept, and with a "return" that would end the run.
+    """
+
+    kind: Literal["pagd"] = "pagd"
+    batched: ClassVar[bool] = False
+    measures: ClassVar[tuple[str, ...]] = ("perturbations",)
+    step: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    epsilon: Positive
+    radius: Positive
+    escape_time: Annotated[int, Field(ge=1)]
+    curvature: NonNegative
+    distance: Positive
+
+    def init(self, problem: Problem, x0: np.ndarray, workers: int) -> tuple[State, list[Any]]:
+        """Return the state at version 0, at rest; workers keep nothing."""
+        return State(x0, Path(x0, np.zeros_like(x0))), [None] * workers
+
+    def message(self, problem: Problem, x_read: np.ndarray, memory: Any, row: Row) -> tuple[Any, Any]:
+        """Return ∇f at the version that the worker read."""
+        return problem.gradient(x_read), memory
+
+    def apply(self, problem: Problem, state: State, payloads: list[Any], rows: list[Row]) -> State:
+        """Return the state after one accelerated step, with noise where it is due."""
+        y, path, gradient, update = state.x, state.extra, mean_of(payloads), rows[0].update
+        x, velocity = y - self.step * gradient, y - self.step * gradient - path.x
+        exploit = self._too_concave(problem, path.x, y, gradient)
+        if exploit:
+            x, velocity = self._lowest(problem, path), np.zeros_like(y)
+        perturbed, perturbations = path.perturbed, path.perturbations
+        if update - perturbed > self.escape_time and float(np.linalg.norm(problem.gradient(x))) <= self.epsilon:
+            x = x + in_ball(rows[0], x.size, self.radius)
+            perturbed, perturbations = update, perturbations + 1
+        extra = Path(x, velocity, perturbed, perturbations, path.exploited + exploit)
+        return State(x + self.momentum * velocity, extra)
+
+    def _too_concave(self, problem: Problem, x: np.ndarray, y: np.ndarray, gradient: np.ndarray) -> bool:
+        back = x - y
+        squared = float(np.vdot(back, back))
+        if squared == 0.0:
+            return False
+        bound = float(problem.value(y)) + float(np.vdot(gradient, back)) - 0.5 * self.curvature * squared
+        return float(problem.value(x)) <= bound
+
+    def _lowest(self, problem: Problem, path: Path) -> np.ndarray:
+        speed = float(np.linalg.norm(path.velocity))
+        if speed >= self.distance:
+            return path.x
+        aside = path.velocity * (self.distance / speed)
+        return min((path.x + aside, path.x - aside), key=lambda point: float(problem.value(point)))
+
+    def measure(self, problem: Problem, state: State, name: str) -> np.ndarray:
+        """Return how often the run was perturbed."""
+        return np.asarray(state.extra.perturbations)
