@@ -120,6 +120,7 @@ def run(
     if parallel["shard"] or parallel["scheduler"] or parallel["executor"] != "local":
         raise ScenarioError(f"{file}: has no [sweep], so there are no cells for --shard or --executor dask")
     from asyncsim.experiment import run as run_scenario
+    from asyncsim.results import ended_early
 
     try:
         result = run_scenario(scenario, folder, force=force, stage=stage)
@@ -134,7 +135,7 @@ def run(
     if not quiet:
         click.echo("\n".join(summary_lines(result.summary)))
         click.echo(f"\n{_listing(folder)}")
-    ended = result.summary.get("recorded", {}).get("ended_early")
+    ended = ended_early(result.summary)
     if ended is not None:
         click.echo(f"failed: {ended}\nthe run ended early; what happened until then is kept in {folder}", err=True)
         sys.exit(FAILED)
@@ -227,9 +228,10 @@ def plot(folder: str) -> None:
 @main.command()
 @click.argument("folder", type=click.Path())
 def replay(folder: str) -> None:
-    """Replay a run's trace, and check that it ends with the same bits.
+    """Replay a run, and check that the bits are the same.
 
-    For a real run every version is compared, and the first update that differs is named. Exit code 1 if one does.
+    Of a real run every version is compared, and the first update that differs is named; of a simulated one, the final
+    iterates. Exit code 1 where they differ, or where it cannot be told (hogwild).
     """
     from asyncsim.experiment import replay_run
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from asyncsim.measure import DEFAULT_POINTS
 from asyncsim.results import open_trace
-from asyncsim.scenario import Scenario
+from asyncsim.scenario import SECONDS, Cluster, Scenario
 from asyncsim.sources import BYTES_PER_COORDINATE, choose_engine
 
 #: Rough costs on one core of a small machine, for estimates only.
@@ -15,13 +15,19 @@ SECONDS_PER_GRADIENT = {"compiled": 4e-7, "simpy": 6e-6}
 SECONDS_PER_UPDATE, SECONDS_PER_COORDINATE = 4e-5, 5e-9
 SECONDS_PER_PASS = 1e-4  # over a data set of the size of the built-in ones, for one metric of one replica
 BYTES_PER_ROW = 80
+#: Of real runs: rows and versions read are collected one by one; each process starts Python and numpy.
+BYTES_PER_REAL_ROW, BYTES_PER_BLOCK_READ = 500, 50
+SECONDS_TO_START = 0.3
 
 #: Values that the search of a sweep tries in each cell, about.
 TRIED_BY_SEARCH = 15
 
 
 class Cost(NamedTuple):
-    """Expected number of gradients (rows of the trace), bytes of memory, and seconds on one core."""
+    """Expected number of gradients (rows of the trace), bytes of memory, and seconds on one core.
+
+    Of a real run the seconds are those of the clock. What depends on how fast its workers compute is NaN.
+    """
 
     gradients: float
     bytes: float
@@ -48,14 +54,48 @@ def cost(scenario: Scenario) -> Cost:
         by_time = math.inf if settings.time is None else settings.time * rate
         rows = min((settings.updates or math.inf) * per_update, by_time) * replicas
         updates = rows / per_update
-    dimension = 0 if scenario.problem is None else int(scenario.problem.dimension)
+        if settings.source == "record":
+            return _real_cost(scenario, scenario.cluster, rows, rate)
     engine = choose_engine(scenario) if settings.source == "simulate" else "compiled"
-    seconds = SECONDS_PER_GRADIENT[engine] * rows
+    seconds = SECONDS_PER_GRADIENT[engine] * rows + _seconds_to_replay(scenario, updates, replicas)
+    return Cost(rows, BYTES_PER_ROW * rows + _bytes_kept(scenario, updates), seconds)
+
+
+def _real_cost(scenario: Scenario, cluster: Cluster, rows: float, rate: float) -> Cost:
+    """Return the cost of a real run whose waiting workers would compute `rows` gradients at a `rate` per time unit."""
+    settings, replicas = scenario.run, scenario.run.replicas
+    unit = SECONDS[cluster.time_unit]
+    per_update = float(scenario.policy.gradients_per_update(cluster.size))
+    if settings.wait == "none":  # how long a gradient takes is the machine's secret
+        rows = math.nan if settings.updates is None else settings.updates * per_update * replicas
+        seconds = math.nan if settings.time is None else settings.time * unit * replicas
+    else:
+        seconds = unit * rows / rate if rate else 0.0
+    processes = 0 if settings.backend == "threads" else cluster.size
+    seconds += SECONDS_TO_START * processes * replicas
+    if not math.isnan(rows):
+        seconds += _seconds_to_replay(scenario, rows / per_update, replicas)
+    per_row = BYTES_PER_ROW + BYTES_PER_REAL_ROW + BYTES_PER_BLOCK_READ * (settings.blocks or 0)
+    return Cost(rows, per_row * rows + _bytes_kept(scenario, rows / per_update), seconds)
+
+
+def _seconds_to_replay(scenario: Scenario, updates: float, replicas: int) -> float:
+    """Return how long a method takes on a schedule, its metrics included."""
+    dimension, seconds = _dimension(scenario), 0.0
     if dimension:
         seconds += SECONDS_PER_UPDATE * updates / replicas + SECONDS_PER_COORDINATE * dimension * updates
     if getattr(scenario.problem, "dataset", None) is not None:
         every = scenario.metrics.every
         points = scenario.metrics.at_times or (updates / replicas / every if every else DEFAULT_POINTS)
         seconds += SECONDS_PER_PASS * points * replicas * len(scenario.metrics.of_model)
-    kept = dimension * ("momentum" in scenario.metrics.record) + ("rate" in scenario.metrics.record)
-    return Cost(rows, BYTES_PER_ROW * rows + BYTES_PER_COORDINATE * kept * updates, seconds)
+    return seconds
+
+
+def _bytes_kept(scenario: Scenario, updates: float) -> float:
+    """Return the memory of what is kept of every version."""
+    kept = _dimension(scenario) * ("momentum" in scenario.metrics.record) + ("rate" in scenario.metrics.record)
+    return BYTES_PER_COORDINATE * kept * updates
+
+
+def _dimension(scenario: Scenario) -> int:
+    return 0 if scenario.problem is None else int(scenario.problem.dimension)

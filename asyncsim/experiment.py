@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asyncsim import stored
+from asyncsim import staleness, stored
 from asyncsim.checksums import first_difference
 from asyncsim.cost import cost
 from asyncsim.replay import Plan, Replayer, replay
-from asyncsim.results import TRACE, folder_aside, open_run, open_trace, refuse_existing, write_run
+from asyncsim.results import (
+    SCENARIO,
+    TRACE,
+    folder_aside,
+    open_run,
+    open_trace,
+    refuse_existing,
+    scenario_folder,
+    write_run,
+)
 from asyncsim.runs import Run
-from asyncsim.scenario import Scenario, ScenarioError, build
+from asyncsim.scenario import Metrics, Scenario, ScenarioError, build
 from asyncsim.sources import simulate, simulate_to_file
 from asyncsim.sources.recorded import Interrupted, Recording, record
+from asyncsim.spec import importable
 from asyncsim.stored import StoredTrace
 
 if TYPE_CHECKING:
@@ -89,52 +100,84 @@ def run(
 def _recorded(scenario: Scenario, out: str | Path | None, *, force: bool, record_iterates: bool, stage: Stage) -> Run:
     """Record a real run, and replay it: for its metrics, and to see that the bits are the same.
 
-    What there is of a run that was interrupted is saved before the interrupt goes on its way.
+    A real run cannot be had again, so it is saved whatever ends it, or its replay, before that goes on its way.
     """
     from asyncsim.summary import iterate_sha256
 
-    interrupted = False
-    with stage("recording", _updates(scenario)) as progress:
+    stopped: BaseException | None = None
+    # Worker processes look for modules where this one does: those beside the scenario must be found too.
+    with stage("recording", _updates(scenario)) as progress, importable(os.path.realpath(scenario.folder)):
         try:
             recording = record(scenario, progress=progress)
         except Interrupted as stop:
-            recording, interrupted = stop.recording, True
-    result = finish(scenario, recording.trace, record_iterates=record_iterates, checksums=True, stage=stage)
-    result = dataclasses.replace(
-        result,
-        final_iterates=recording.final_iterates,
-        checksums=recording.checksums,
-        summary={
-            **result.summary,
-            "iterate_sha256": iterate_sha256(recording.final_iterates),
-            "recorded": {
-                "backend": scenario.run.backend,
-                "consistency": scenario.run.consistency,
-                "ended_early": recording.ended,
-                "replay": comparison(recording, result),
-            },
-        },
-    )
+            recording, stopped = stop.recording, KeyboardInterrupt()
+    real = Run(trace=recording.trace, final_iterates=recording.final_iterates, checksums=recording.checksums)
+    try:
+        again = finish(scenario, recording.trace, record_iterates=record_iterates, checksums=True, stage=stage)
+        result = dataclasses.replace(again, final_iterates=real.final_iterates, checksums=real.checksums)
+        answer = comparison(result, again)
+    except BaseException as stop:
+        result, answer, stopped = _unmeasured(scenario, real), "not finished", stop
+    about = _about(scenario, recording, answer)
+    sha256 = iterate_sha256(recording.final_iterates)
+    result = dataclasses.replace(result, summary={**result.summary, "iterate_sha256": sha256, "recorded": about})
     if out is not None:
         with folder_aside(out, force=force) as folder:
             write_run(folder, scenario, result)
-    if interrupted:
-        raise KeyboardInterrupt
+    if stopped is not None:
+        raise stopped
     return result
 
 
-def comparison(recorded: Recording | Run, replayed: Run) -> str:
+def _about(scenario: Scenario, recording: Recording, answer: str) -> dict[str, Any]:
+    """Return what the summary says of a real run as such; times of the gradients that updates after warmup used."""
+    trace, warmup = recording.trace, scenario.run.warmup
+    used = trace["update"] >= warmup
+    busy = staleness.utilization(trace, warmup=warmup)
+    return {
+        "backend": scenario.run.backend,
+        "consistency": scenario.run.consistency,
+        "ended_early": recording.ended,
+        "deaths": [worker for _, _, worker, kind in trace.events if kind == "crash"],
+        "service_mean": float((trace["done_time"] - trace["start_time"])[used].mean()) if used.any() else None,
+        "share_computing": None if np.isnan(busy).all() else float(np.nanmean(busy)),
+        "replay": answer,
+    }
+
+
+def _unmeasured(scenario: Scenario, run: Run) -> Run:
+    """Return a run that was not replayed to its end, with the summary that its trace alone gives."""
+    from asyncsim.summary import summarise
+
+    nothing = {name: np.empty(0) for name in ("replica", "update", "time", "metric", "value")}
+    unmeasured = scenario.model_copy(update={"metrics": Metrics(record=())})
+    run = dataclasses.replace(run, measurements=nothing, scenario=scenario.resolved())
+    return dataclasses.replace(run, summary={**summarise(unmeasured, run), "scenario_sha256": scenario.sha256()})
+
+
+def comparison(real: Run, replayed: Run) -> str:
     """Return how a replay compares with the real run, in words; "identical" where every version is the same."""
-    different = np.abs(recorded.final_iterates - replayed.final_iterates).max(initial=0.0)
-    if any(sums.size < replay.size for sums, replay in zip(recorded.checksums, replayed.checksums, strict=True)):
-        return f"not promised without locks; the final iterates differ by at most {different:.3g}"
-    difference = first_difference(recorded.checksums, replayed.checksums)
+    assert real.scenario is not None
+    if real.scenario["run"]["consistency"] == "hogwild":
+        return f"cannot be exact, as nobody locked what was read; {_apart(real, replayed)}"
+    difference = first_difference(real.checksums, replayed.checksums)
     if difference is not None:
         place, version = difference
-        update = max(version - 1, 0)
-        return f"differs from update {update} of replica {int(recorded.trace.replicas[place])} on"
-    same = recorded.final_iterates.tobytes() == replayed.final_iterates.tobytes()
-    return "identical" if same else f"the final iterates differ by at most {different:.3g}"
+        where = f"replica {int(real.trace.replicas[place])}"
+        return f"differs from {f'update {version - 1}' if version else 'the start'} of {where} on"
+    return _same_or_apart(real, replayed)
+
+
+def _same_or_apart(one: Run, other: Run) -> str:
+    same = one.final_iterates.tobytes() == other.final_iterates.tobytes()
+    return "identical" if same else f"differs: {_apart(one, other)}"
+
+
+def _apart(one: Run, other: Run) -> str:
+    if one.final_iterates.shape != other.final_iterates.shape:
+        return "the final iterates have not the same dimension"
+    farthest = np.abs(one.final_iterates - other.final_iterates).max(initial=0.0)
+    return f"the final iterates differ by at most {farthest:.3g}"
 
 
 def replay_run(folder: str | Path, *, stage: Stage = _silent) -> str:
@@ -146,18 +189,14 @@ def replay_run(folder: str | Path, *, stage: Stage = _silent) -> str:
     assert saved.scenario is not None
     if "problem" not in saved.scenario:
         raise ScenarioError(f"{folder}: has no [problem] and [method], so there is nothing to replay")
-    scenario = build(saved.scenario, name=f"{folder}/scenario.json", folder=folder)
+    scenario = build(saved.scenario, name=f"{folder}/{SCENARIO}", folder=scenario_folder(folder))
     real = scenario.run.source == "record"
     again = finish(scenario, saved.trace, checksums=real, stage=stage)
-    if real:
-        answer = comparison(saved, again)
-        versions = f" in all {int(saved.trace.updates.sum()):,} updates"
-    else:
-        same = saved.final_iterates.tobytes() == again.final_iterates.tobytes()
-        different = np.abs(saved.final_iterates - again.final_iterates).max(initial=0.0)
-        answer = "identical" if same else f"the final iterates differ by at most {different:.3g}"
-        versions = " in the final iterates"
-    return answer + versions if answer == "identical" else answer
+    answer = comparison(saved, again) if real else _same_or_apart(saved, again)
+    if answer == "identical":
+        answer += f" in all {int(saved.trace.updates.sum()):,} updates" if real else " in the final iterates"
+    changed = saved.trace.sha256() != saved.summary.get("trace_sha256")
+    return answer + "; but the trace is not the one that the run wrote" * changed
 
 
 def _updates(scenario: Scenario) -> int | None:

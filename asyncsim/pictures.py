@@ -51,7 +51,7 @@ def draw_run(run: Run, folder: Path) -> list[Path]:
     if run.metric_names:
         metric = run.metric_names[0]
         chosen.append(("loss", lambda ax: plots.loss(ax, run.metrics, metric=metric)))
-    if has_timeline(run.trace):
+    if run.trace.updates.any() and has_timeline(run.trace):
         first = beginning(run.trace, SHOWN_UPDATES).to_frame()
         chosen.append(("timeline", lambda ax: plots.timeline(ax, first, updates=SHOWN_UPDATES, time_unit=unit)))
     return _draw(chosen, folder, scenario.get("description", ""))
@@ -84,6 +84,8 @@ def draw_comparison(comparison: Comparison, path: Path) -> Path:
 def _law(scenario: dict[str, Any], size: int) -> Any:
     """Return the staleness law that theory gives; none where the cluster has parts of the user's own."""
     schedule: dict[str, Any] = {key: scenario[key] for key in ("seed", "cluster", "policy", "run") if key in scenario}
+    if schedule["run"].get("wait", "none") != "none":  # real workers that take the times of the law
+        schedule["run"] = {key: schedule["run"][key] for key in ("updates", "time") if key in schedule["run"]}
     try:
         return staleness_law(build(schedule), size)
     except ScenarioError:

@@ -24,13 +24,15 @@ def predict(scenario: Scenario) -> dict[str, float]:
     gradients tends to M/K − c. With "after_apply", c = 1 for async and k_async; for k_batch_async it is 1 for the
     gradient that completes an update and 0 for the K − 1 others, who go on at once, provided the server takes no time:
     (M − 1)/K. With "before_apply" and a server that takes no time, c = 0 for all three. Policies that accept only the
-    current version have staleness 0.
+    current version have staleness 0. A real server handles one message at a time, which is as good as no time here; in
+    shared memory others update between a worker's update and its next read, so there the mean is somewhat smaller.
 
     `staleness_var`, `staleness_p99` and `implied_momentum`, that is 1 − 1/M, are those of equal exponential workers,
     async, without a network or server time (Mitliagkas et al. 2016, Theorem 3); `momentum` is the total with the
     method's own added. `throughput`, in updates per time unit, is that of Dutta et al. 2018 under the same condition on
-    network and server. `rate`, of √E‖x − x*‖², is that of heavy ball with a constant step on a quadratic without noise,
-    with such workers (`theory.mean_square_rate`).
+    network and server; `service_mean` is the mean time per gradient of real workers that wait for it. `rate`, of √E‖x −
+    x*‖², is that of heavy ball with a constant step on a quadratic without noise, with such workers
+    (`theory.mean_square_rate`).
 
     >>> import asyncsim
     >>> workers = [{"count": 16, "service": {"law": "exponential", "mean": 1.0}}]
@@ -40,9 +42,9 @@ def predict(scenario: Scenario) -> dict[str, float]:
     [15.0, 0.9375, 16.0]
     """
     cluster = scenario.cluster
-    if cluster is None or not _has_service_times(scenario):
-        return {}
     kind: Any = getattr(scenario.policy, "kind", "")
+    if cluster is None or not _has_service_times(scenario):
+        return _staleness(scenario, cluster, kind) if cluster is not None and _has_real_server(scenario) else {}
     instant = cluster.network is None and _takes_no_time(cluster)
     predictions = _staleness(scenario, cluster, kind)
     if kind == "async" and instant and exponential_mean(cluster) is not None:
@@ -56,6 +58,9 @@ def predict(scenario: Scenario) -> dict[str, float]:
         throughput = _throughput(scenario, cluster, kind)
         if throughput is not None:
             predictions["throughput"] = throughput
+    means = {group.service.mean for group in cluster.workers}
+    if scenario.run.source == "record" and len(means) == 1:
+        predictions["service_mean"] = means.pop()
     spectrum = _heavy_ball_spectrum(scenario)
     if spectrum is not None:
         method: Any = scenario.method
@@ -93,6 +98,11 @@ def best_momenta(scenario: Scenario) -> dict[str, float]:
 def _has_service_times(scenario: Scenario) -> bool:
     """Say whether the workers take the times of their service laws: simulated ones do, real ones if they wait."""
     return scenario.run.source == "simulate" or (scenario.run.source == "record" and scenario.run.wait != "none")
+
+
+def _has_real_server(scenario: Scenario) -> bool:
+    """Say whether a real server sends the models: a worker then reads the version right after its own update."""
+    return scenario.run.source == "record" and scenario.run.backend != "shared_memory"
 
 
 def _heavy_ball_spectrum(scenario: Scenario) -> list[float] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncsim.cost import TRIED_BY_SEARCH, cost
-from asyncsim.scenario import Scenario
+from asyncsim.scenario import RunSettings, Scenario
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -16,13 +16,16 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     theory = summary["theory"]
     unit = summary["time_unit"]
     stale = summary["staleness"] or {}
+    recorded = summary.get("recorded", {})
     # The number follows from the mean alone, which says nothing about the law; only theory tells that it is geometric.
     geometric = "implied_momentum" in theory
     implied = "momentum implied by staleness" if geometric else "momentum, were staleness geometric"
     rows: list[tuple[str, Any, Any]] = [
         ("updates", summary["updates"], None),
-        (f"{'time' if 'recorded' in summary else 'virtual time'} [{unit}]", summary["time"], None),
+        (f"{'time' if recorded else 'virtual time'} [{unit}]", summary["time"], None),
         (f"throughput [updates/{unit}]", summary["throughput"], theory.get("throughput")),
+        (f"service time [{unit}]: mean", recorded.get("service_mean"), theory.get("service_mean")),
+        ("share of time computing", recorded.get("share_computing"), None),
         ("staleness: mean", stale.get("mean"), theory.get("staleness_mean")),
         ("staleness: variance", stale.get("var"), theory.get("staleness_var")),
         ("staleness: 99th percentile", stale.get("p99"), theory.get("staleness_p99")),
@@ -51,11 +54,12 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         if measured is not None:
             expected = "" if predicted is None else shown(predicted)
             lines.append(f"{name:<34}{shown(measured):>12}  {expected:>10}".rstrip())
-    recorded = summary.get("recorded")
     if recorded:
         how = recorded["backend"].replace("_", " ")
         how += "" if recorded["consistency"] == "locked" else f", {recorded['consistency']}"
         lines.append(f"recorded on {how}; replay: {recorded['replay']}")
+        if recorded["deaths"]:
+            lines.append(f"died on the way: {', '.join(f'worker {worker}' for worker in recorded['deaths'])}")
     if summary.get("engine") == "simpy":
         lines.append("simulated by the SimPy model, which is slower: it was asked for, or a law needs Python")
     for name in ("momentum", "rate"):
@@ -121,11 +125,15 @@ def check_lines(scenario: Scenario, *, name: str) -> list[str]:
         lines.append(f"cells      {len(many):,}")
     rows, memory, seconds = zip(*(cost(one) for one in many), strict=True)
     at_most = "at most" if any(one.run.stop_when for one in many) else "about"
+    if math.isnan(sum(rows)):
+        return [*lines, f"time       {at_most} {_duration(sum(seconds))}; rows and memory as fast as workers compute"]
     lines.append(f"rows       {at_most} {sum(rows):,.0f} gradients" + (" in all" if len(many) > 1 else ""))
     lines.append(f"memory     {at_most} {_bytes(max(memory))}" + (" for the largest cell" if len(many) > 1 else ""))
     tries = TRIED_BY_SEARCH if scenario.sweep is not None and scenario.sweep.search is not None else 1
-    lines.append(f"time       {at_most} {_duration(tries * sum(seconds))} on one core")
-    return lines
+    if math.isnan(sum(seconds)):
+        return [*lines, "time       as long as its workers compute: measure a short one"]
+    where = "of the clock" if scenario.run.source == "record" else "on one core"
+    return [*lines, f"time       {at_most} {_duration(tries * sum(seconds))} {where}"]
 
 
 def _bytes(count: float) -> str:
@@ -168,4 +176,13 @@ def name_lines() -> list[str]:
         for name, kind in registry.items():
             fields = [field for field in kind.model_fields if field not in ("kind", "law", "set")]
             lines.append(f"  {name:<20} {', '.join(fields)}".rstrip())
-    return [*lines, "", f"network: topology\n  {', '.join(TOPOLOGIES)}, or a networkx generator"]
+    lines += ["", f"network: topology\n  {', '.join(TOPOLOGIES)}, or a networkx generator"]
+    for name in ("backend", "consistency", "wait", "on_worker_death"):  # of real runs
+        lines += ["", f"run: {name}\n  {', '.join(_choices(RunSettings, name))}"]
+    return lines
+
+
+def _choices(kind: Any, name: str) -> list[str]:
+    """Return the words that a field may be."""
+    schema = kind.model_json_schema()["properties"][name]
+    return next(part["enum"] for part in schema.get("anyOf", [schema]) if "enum" in part)

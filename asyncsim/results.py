@@ -85,7 +85,9 @@ def refuse_existing(path: Path, *, force: bool) -> None:
     if not (path / SCENARIO).exists():
         raise ResultsError(f"{path}: exists and is no run directory; choose another --out")
     if not force:
-        raise ResultsError(f"{path}: holds a complete run; choose another --out, or overwrite it with --force")
+        early = ended_early(read_json(path / SUMMARY)) is not None if (path / SUMMARY).exists() else False
+        what = "a real run that ended early" if early else "a complete run"
+        raise ResultsError(f"{path}: holds {what}; choose another --out, or overwrite it with --force")
 
 
 # --- traces ---
@@ -162,6 +164,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def scenario_folder(folder: str | Path) -> str:
+    """Return where a run's scenario looked for files and modules; the run's own folder where that is not known."""
+    path = Path(folder) / PROVENANCE
+    known = read_json(path).get("scenario_folder") if path.exists() else None
+    return str(known or folder)
+
+
+def ended_early(summary: Mapping[str, Any]) -> str | None:
+    """Return why a real run ended early, from its summary; None where a run came to its end."""
+    return summary.get("recorded", {}).get("ended_early")
+
+
 def write_frame(frame: Any, path: str | Path) -> None:
     """Write a DataFrame as Parquet."""
     import pyarrow as pa
@@ -182,7 +196,7 @@ def write_run(folder: str | Path, scenario: Any, run: Run) -> None:
             sums = {f"checksums_{place}": values for place, values in enumerate(run.checksums)}
             np.savez(handle, final=run.final_iterates, **sums)  # type: ignore[arg-type]
     write_json(run.summary, folder / SUMMARY)
-    write_json(provenance(), folder / PROVENANCE)
+    write_json({**provenance(), "scenario_folder": os.path.abspath(scenario.folder)}, folder / PROVENANCE)
     write_json(scenario.resolved(), folder / SCENARIO)
 
 
@@ -206,10 +220,13 @@ def open_run(folder: str | Path) -> Run:
         frame = pq.read_table(folder / METRICS).to_pandas()
         with np.load(folder / ITERATES) as arrays:
             final = arrays["final"]
-            names = [f"checksums_{place}" for place in range(len(final))]
-            checksums = tuple(arrays[name] for name in names if name in arrays)
+            kept = [f"checksums_{place}" for place in range(len(final))]
+            checksums = tuple(arrays[name] for name in kept if name in arrays)
+        if len(final) != trace.replicas.size or len(checksums) not in (0, len(final)):
+            raise ValueError(f"{ITERATES} does not have the {trace.replicas.size} replicas of the trace")
     except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise ResultsError(f"{folder}: is damaged: {error}") from None
+    frame["metric"] = frame["metric"].astype("category")  # it has no type where nothing was measured
     names = tuple(frame["metric"].cat.categories)
     measurements = {name: np.asarray(frame[name].cat.codes if name == "metric" else frame[name]) for name in frame}
     return Run(

@@ -411,9 +411,11 @@ class Scenario(Spec):
         if self.run.backend == "shared_memory":
             policy = self.policy
             facts = policy.gradients_per_update(self.cluster.size), policy.goes_on, policy.sends_to, policy.cancels
-            if facts != (1, False, "contributors", False) or self.cluster.server.reply != "after_apply":
-                said = "each gradient is an update: 'async', or 'ringmaster' without cancel, and reply = 'after_apply'"
-                raise refuse(f"in shared memory there is no server, and {said}; other backends can", "policy")
+            if facts != (1, False, "contributors", False):
+                said = "each gradient is an update: 'async', or 'ringmaster' without cancel; other backends can more"
+                raise refuse(f"in shared memory there is no server, and {said}", "policy")
+            if self.cluster.server.reply != "after_apply":
+                raise refuse("in shared memory there is no server that could reply before", "cluster", "server", "reply")
             if getattr(self.method, "makes_requests", False):
                 raise refuse("in shared memory nobody can stop all workers: use another backend", "method")
 

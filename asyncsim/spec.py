@@ -201,7 +201,8 @@ File = Annotated[str, BeforeValidator(existing_file)]
 
 
 @contextmanager
-def _importable(folder: str) -> Any:
+def importable(folder: str) -> Any:
+    """Let modules in a folder be imported for a while."""
     sys.path.insert(0, folder)
     try:
         yield
@@ -214,7 +215,7 @@ def _load_user_object(path: str, arguments: dict[str, Any], tag: str, what: str,
     module_name, _, name = path.partition(":")
     folder = os.path.realpath(_folder(info))
     try:
-        with _importable(folder):
+        with importable(folder):
             module = importlib.import_module(module_name)
             _no_namesake(module, folder)
             factory = getattr(module, name)

@@ -34,7 +34,7 @@ def summarise(scenario: Scenario, run: Run) -> dict[str, Any]:
         "throughput": None,
         "gradients": dict(zip(STATUSES, _numbers_of(trace).tolist(), strict=True)),
         "staleness": measured,
-        "theory": predict(scenario),
+        "theory": {} if any(kind == "crash" for *_, kind in trace.events) else predict(scenario),
         "engine": choose_engine(scenario) if scenario.run.source == "simulate" else None,
     }
     if measured is not None:

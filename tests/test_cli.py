@@ -18,7 +18,7 @@ import asyncsim
 from asyncsim import cli, pictures, report
 from asyncsim.network import TOPOLOGIES
 from asyncsim.policies import POLICIES
-from asyncsim.scenario import build, load
+from asyncsim.scenario import RunSettings, build, load
 from asyncsim.schema import CHOICES
 
 TESTS = Path(__file__).parent
@@ -345,6 +345,28 @@ def test_check_counts_kept_iterates_as_memory() -> None:
     assert check({**data, "metrics": {"record": ["momentum"]}})["memory"] == "about 48 MB"  # and 8 · 50 for iterates
 
 
+REAL = {
+    "problem": {"kind": "quadratic", "eigenvalues": [1.0]},
+    "method": {"kind": "sgd", "step": 0.1},
+    "run": {"source": "record", "backend": "threads", "updates": 1000, "replicas": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "time"),
+    [
+        ({"wait": "sleep"}, "about 3,000 gradients", "about 25 min of the clock"),  # 3 · 1000 · 2 s / 4 workers
+        ({"wait": "sleep", "backend": "queue"}, "about 3,000 gradients", "about 25 min of the clock"),
+        ({}, "about 3,000 gradients", "as long as its workers compute: measure a short one"),
+        ({"updates": None, "time": 20.0}, None, "about 60 s; rows and memory as fast as workers compute"),
+    ],
+)
+def test_check_knows_the_time_of_a_real_run_where_its_workers_wait(settings: dict, rows: str | None, time: str) -> None:
+    run = {key: value for key, value in {**REAL["run"], **settings}.items() if value is not None}
+    said = check({"cluster": WORKERS, **REAL, "run": run})
+    assert (said.get("rows"), said["time"]) == (rows, time)
+
+
 def test_check_writes_and_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("asyncsim.experiment.make_trace", None)
@@ -376,7 +398,11 @@ def test_a_run_may_start_from_the_trace_of_another(tmp_path: Path) -> None:
 def test_list_names_everything_with_its_keys() -> None:
     sections = dict(part.split("\n", 1) for part in invoke("list").stdout.rstrip().split("\n\n"))
     assert sections["network: topology"].strip() == f"{', '.join(TOPOLOGIES)}, or a networkx generator"
-    for (tag, registry), title in zip(CHOICES.values(), list(sections)[:-1], strict=True):
+    settings = {title.removeprefix("run: "): said for title, said in sections.items() if title.startswith("run: ")}
+    assert settings.keys() == {"backend", "consistency", "wait", "on_worker_death"}
+    for name, said in settings.items():
+        assert all(f"'{word}'" in repr(RunSettings.model_fields[name].annotation) for word in said.strip().split(", "))
+    for (tag, registry), title in zip(CHOICES.values(), list(sections)[: len(CHOICES)], strict=True):
         assert title.endswith(f": {tag}")
         lines = [line.replace(",", "").split() for line in sections[title].splitlines()]
         assert {name: fields for name, *fields in lines} == {
@@ -392,9 +418,10 @@ def test_schema_is_json() -> None:
 
 def test_help_names_every_command() -> None:
     said = invoke("--help").stdout
-    assert all(f"  {name} " in said for name in ("run", "check", "plot", "export", "schema", "list"))
+    assert {"run", "check", "plot", "replay", "compare", "calibrate", "import-trace", "list"} <= set(cli.main.commands)
+    assert all(f"\n  {name} " in said for name in cli.main.commands)
     assert "..." not in said.partition("Commands:")[2]  # each fits its line
-    for command in ("run", "check", "plot", "export", "schema", "list"):
+    for command in cli.main.commands:
         assert invoke(command, "--help").exit_code == 0
 
 
