@@ -415,7 +415,8 @@ class Scenario(Spec):
                 said = "each gradient is an update: 'async', or 'ringmaster' without cancel; other backends can more"
                 raise refuse(f"in shared memory there is no server, and {said}", "policy")
             if self.cluster.server.reply != "after_apply":
-                raise refuse("in shared memory there is no server that could reply before", "cluster", "server", "reply")
+                said = "in shared memory there is no server that could reply before"
+                raise refuse(said, "cluster", "server", "reply")
             if getattr(self.method, "makes_requests", False):
                 raise refuse("in shared memory nobody can stop all workers: use another backend", "method")
 
