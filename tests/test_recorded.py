@@ -456,8 +456,8 @@ def test_a_signal_ends_a_run_in_order(backend: str, number: signal.Signals) -> N
     assert [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
-@pytest.mark.parametrize("backend", ["queue", "manager", "shared_memory"])
-def test_a_signal_while_workers_start_ends_the_run(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("settings", [{"backend": "queue"}, {"backend": "manager"}, in_shared_memory("block")])
+def test_a_signal_while_workers_start_ends_the_run(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from asyncsim.sources.recorded.processes import Processes
 
     def interrupted(self: Processes, worker: int, start: Any = Processes.start) -> None:
@@ -466,7 +466,7 @@ def test_a_signal_while_workers_start_ends_the_run(backend: str, monkeypatch: py
 
     monkeypatch.setattr(Processes, "start", interrupted)
     with pytest.raises(Interrupted) as interrupt:
-        asyncsim.record(own(real_problems.Bowl(), backend=backend))
+        asyncsim.record(own(real_problems.Bowl(), **settings))
     assert interrupt.value.recording.trace.updates.tolist() == [0]
 
 

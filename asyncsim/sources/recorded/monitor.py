@@ -150,9 +150,10 @@ class Monitor:
         applied = rows[rows["status"] == APPLIED]
         if self.settings.consistency != "hogwild":
             self.log.checksums += applied["checksum"].tolist()
-        if self.memory.layout.blocks:
-            lost = [[row[2]] * self.memory.layout.blocks for row in self.lost]
-            self.log.block_versions = np.array([*self.memory.reads[: rows.size].tolist(), *lost], dtype=np.int64)
+        blocks = self.memory.layout.blocks
+        if blocks:
+            versions = [*self.memory.reads[: rows.size].tolist(), *([row[2]] * blocks for row in self.lost)]
+            self.log.block_versions = np.array(versions, dtype=np.int64).reshape(-1, blocks)
 
 
 def run_replica(scenario: Scenario, replica: int, progress: Callable[[int], Any] | None) -> Outcome:
