@@ -32,13 +32,23 @@ class Problem(Spec):
         return None
 
     @property
+    def hessian_lipschitz(self) -> float | None:
+        """ρ, the Lipschitz constant of the Hessian; None where unknown or infinite."""
+        return None
+
+    @property
+    def strict_saddle(self) -> tuple[np.ndarray, float] | None:
+        """A point where ∇f = 0 and the least eigenvalue of ∇²f, negative there; None where none is known."""
+        return None
+
+    @property
     def strong_convexity(self) -> float | None:
         """μ, the strong convexity constant; None where unknown."""
         return None
 
     @property
     def minimizer(self) -> np.ndarray | None:
-        """x*, shape (d,); None where unknown."""
+        """x*, shape (d,), one of them where there are several; None where unknown."""
         return None
 
     @property
@@ -65,6 +75,23 @@ class Problem(Spec):
     def block_gradient(self, x: np.ndarray, block: slice) -> np.ndarray:
         """Return the coordinates `block` of ∇f(x)."""
         return self.gradient(x)[..., block]
+
+    def value_and_gradient(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return f(x) and ∇f(x); a problem in which they share work does it once."""
+        return self.value(x), self.gradient(x)
+
+    def sweep(self, x: np.ndarray, block: slice, step: float) -> np.ndarray:
+        """Return the coordinates `block` of x after one pass of coordinate descent over them, shape (…, block).
+
+        The coordinates of the block move one after another, xᵢ ← xᵢ − step · ∂ᵢf(x), each seeing the new values of
+        those before it (Gauss and Seidel); the coordinates outside stay, and so does the array x. This is the slow
+        definition, one block gradient per coordinate; problems where a pass costs less say how.
+        """
+        x = np.array(x, dtype=np.float64)
+        for index in range(*block.indices(self.dimension)):
+            one = slice(index, index + 1)
+            x[..., one] -= step * self.block_gradient(x, one)
+        return x[..., block]
 
     def hessian_vector(self, x: np.ndarray, vector: np.ndarray) -> np.ndarray:
         """Return ∇²f(x) v, shape (…, d)."""

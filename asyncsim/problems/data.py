@@ -6,6 +6,9 @@ A data set is a pair (features, targets): float64 of shape (n, p), and numbers o
 from __future__ import annotations
 
 import csv
+import gzip
+import re
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
@@ -27,6 +30,12 @@ class Shape(NamedTuple):
 #: The data sets that scikit-learn carries. Their shapes are written here so that nobody loads it to learn a dimension.
 BUILT_IN = {"digits": Shape(1797, 64, 10), "breast_cancer": Shape(569, 30, 2)}
 
+#: The shape of one sample of the built-in data sets of pictures.
+PICTURES = {"digits": (8, 8)}
+
+#: A file of pictures in the format of the MNIST data; its labels lie beside it.
+IDX_PICTURES = re.compile(r"images([-.])idx3-ubyte(\.gz)?$")
+
 LIBSVM_SUFFIXES = (".svm", ".svmlight", ".libsvm", ".txt")
 SUFFIXES = (*LIBSVM_SUFFIXES, ".npz", ".csv")
 
@@ -38,15 +47,15 @@ def _dataset(value: Any, info: ValidationInfo) -> Any:
     """Accept the name of a built-in data set, or find a file beside the scenario."""
     if not isinstance(value, str | Path) or value in BUILT_IN:
         return value
-    if Path(value).suffix.lower() not in SUFFIXES:
+    if Path(value).suffix.lower() not in SUFFIXES and not IDX_PICTURES.search(str(value)):
         raise refuse(
             f"unknown dataset '{value}'{closest(str(value), list(BUILT_IN))}; "
-            f"allowed: {', '.join(BUILT_IN)}, or a file that ends in {', '.join(SUFFIXES)}"
+            f"allowed: {', '.join(BUILT_IN)}, or a file that ends in {', '.join(SUFFIXES)}, images-idx3-ubyte"
         )
     return existing_file(value, info)
 
 
-#: "digits", "breast_cancer", or a file of LIBSVM lines, an npz file with X and y, or a csv file.
+#: "digits", "breast_cancer", or a file of LIBSVM lines, an npz file with X and y, a csv file, or idx pictures.
 Dataset = Annotated[str, BeforeValidator(_dataset)]
 
 
@@ -66,13 +75,15 @@ def read(dataset: str, target: str | int | None = None) -> tuple[np.ndarray, np.
     if dataset in BUILT_IN:
         return _built_in(dataset)
     try:
-        if suffix == ".npz":
+        if IDX_PICTURES.search(dataset):
+            features, targets = _read_idx_pair(dataset)
+        elif suffix == ".npz":
             features, targets = _read_npz(dataset)
         elif suffix == ".csv":
             features, targets = _read_csv(dataset, target)
         else:
             features, targets = _read_libsvm(dataset)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise refuse(f"{dataset}: cannot be read: {error}") from error
     _check(dataset, features, targets)
     return features, targets
@@ -107,7 +118,6 @@ def _check(file: str, features: np.ndarray, targets: np.ndarray) -> None:
 
 def _read_npz(file: str) -> tuple[np.ndarray, np.ndarray]:
     import zipfile
-    import zlib
 
     try:
         loaded = np.load(file, allow_pickle=False)
@@ -202,6 +212,48 @@ def _read_libsvm(file: str) -> tuple[np.ndarray, np.ndarray]:
     features = np.zeros(shape)
     features[rows, np.array(columns) - first] = values
     return features, np.array(targets)
+
+
+def _read_idx_pair(file: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read the pictures, one a row, and their labels from the file beside them, named in the same way."""
+    labels = IDX_PICTURES.sub(r"labels\1idx1-ubyte\2", file)
+    if not Path(labels).is_file():
+        raise refuse(f"{file}: its labels are missing: no such file: {labels}")
+    pictures = _read_idx(file, 3)
+    return pictures.reshape(len(pictures), -1).astype(np.float64), _read_idx(labels, 1).astype(np.float64)
+
+
+def _read_idx(file: str, axes: int) -> np.ndarray:
+    """Read an idx file of bytes: 0, 0, 8, the number of axes, the length of each as 4 bytes, then the entries."""
+    with (gzip.open if file.endswith(".gz") else open)(file, "rb") as handle:
+        content = handle.read()
+    head = 4 + 4 * axes
+    if content[:4] != bytes([0, 0, 8, axes]) or len(content) < head:
+        raise refuse(f"{file}: not an idx file of bytes with {axes} {'axis' if axes == 1 else 'axes'}")
+    shape = tuple(int(length) for length in np.frombuffer(content, ">u4", axes, 4))
+    if len(content) - head != np.prod(shape, dtype=object):
+        raise refuse(f"{file}: is cut off: {len(content) - head} entries, its head says {' × '.join(map(str, shape))}")
+    return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
+
+
+def picture_shape(dataset: str, features: int) -> tuple[int, int]:
+    """Return the height and width of the pictures of a data set; square ones where nothing else is known."""
+    if dataset in PICTURES:
+        return PICTURES[dataset]
+    if IDX_PICTURES.search(dataset):
+        with (gzip.open if dataset.endswith(".gz") else open)(dataset, "rb") as handle:
+            _, height, width = np.frombuffer(handle.read(16), ">u4", 3, 4)
+        return int(height), int(width)
+    side = round(features**0.5)
+    if side**2 != features:
+        raise refuse(f"{dataset}: {features} features are no square picture")
+    return side, side
+
+
+def refuse_too_large(rows: int, columns: int) -> None:
+    """Refuse a table that does not fit into memory."""
+    if 8 * rows * columns > MAX_BYTES:
+        raise refuse(f"a table of {rows} × {columns} numbers is too large: it takes {8e-9 * rows * columns:.3g} GB")
 
 
 def prepared(dataset: str, target: str | int | None, scale: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -48,6 +48,11 @@ class PLExample(Problem):
         return 8.0
 
     @property
+    def hessian_lipschitz(self) -> float:
+        """ρ = 12: the third derivative is −12 sin 2xᵢ."""
+        return 12.0
+
+    @property
     def pl_constant(self) -> float:
         """μ_PL = 1/32."""
         return 1.0 / 32.0
@@ -81,6 +86,10 @@ class PLExample(Problem):
     def block_gradient(self, x: np.ndarray, block: slice) -> np.ndarray:
         """Return the gradient's coordinates of the block."""
         return self.gradient(x[..., block])
+
+    def sweep(self, x: np.ndarray, block: slice, step: float) -> np.ndarray:
+        """Return the block after a pass over it: no coordinate feels another, so all of them move at once."""
+        return x[..., block] - step * self.block_gradient(x, block)
 
     def hessian_vector(self, x: np.ndarray, vector: np.ndarray) -> np.ndarray:
         """Return (2 + 6 cos 2xᵢ) vᵢ, shape (…, d)."""

@@ -70,6 +70,17 @@ class Quadratic(Problem):
         return float(np.abs(self.spectrum).max())
 
     @property
+    def hessian_lipschitz(self) -> float:
+        """ρ = 0: the Hessian is the same everywhere."""
+        return 0.0
+
+    @property
+    def strict_saddle(self) -> tuple[np.ndarray, float] | None:
+        """0, where an eigenvalue is negative, with the least of them."""
+        smallest = float(self.spectrum.min())
+        return (np.zeros(self.dimension), smallest) if smallest < 0 else None
+
+    @property
     def strong_convexity(self) -> float | None:
         """μ = min λᵢ; None where that is not positive."""
         smallest = float(self.spectrum.min())
@@ -104,6 +115,10 @@ class Quadratic(Problem):
     def block_gradient(self, x: np.ndarray, block: slice) -> np.ndarray:
         """Return λᵢ xᵢ for the coordinates of the block."""
         return self.spectrum[block] * x[..., block]
+
+    def sweep(self, x: np.ndarray, block: slice, step: float) -> np.ndarray:
+        """Return the block after a pass over it: no coordinate feels another, so all of them move at once."""
+        return x[..., block] - step * self.block_gradient(x, block)
 
     def hessian_vector(self, x: np.ndarray, vector: np.ndarray) -> np.ndarray:
         """Return λᵢ vᵢ at every x, shape (…, d)."""
