@@ -21,7 +21,7 @@ from typing import Any
 
 from asyncsim.executors.worker import die_with
 from asyncsim.sources.recorded.messages import Died, Job, Model
-from asyncsim.sources.recorded.processes import BEGINNING, BadStart, Processes, start_process, wait_until
+from asyncsim.sources.recorded.processes import BadStart, Processes, start_process, wait_until
 from asyncsim.sources.recorded.server import WorkerLost
 
 #: The longest that a proxy is waited for at once, so that somebody who is gone is noticed.
@@ -78,7 +78,7 @@ class Manager:
             with _present():
                 self.manager.stdin.write(key.encode() + b"\n")
                 self.manager.stdin.flush()
-                wait_until(self.manager.stdout, BEGINNING, "the manager's process")
+                wait_until(self.manager.stdout, "the manager's process")
                 if not self.manager.stdout.readline():
                     raise BadStart("the manager's process did not start")
                 self.queues = _connected(self.address, key)

@@ -16,7 +16,8 @@ import numpy as np
 class Job:
     """What a worker needs to know to compute: the very objects that a replay uses, and where its randomness lies.
 
-    `wait` says how a worker spends the rest of its service time: "none", "sleep" or "spin".
+    `wait` says how a worker spends the rest of its service time: "none", "sleep" or "spin"; `on_death` what the death
+    of one means: "continue", "restart" or "stop".
     """
 
     method: Any
@@ -25,6 +26,7 @@ class Job:
     replica: int
     workers: int
     wait: str = "none"
+    on_death: str = "continue"
 
 
 @dataclass(frozen=True)

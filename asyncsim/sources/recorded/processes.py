@@ -69,9 +69,9 @@ def start_process(module: str, *arguments: Any, **settings: Any) -> subprocess.P
         return subprocess.Popen(command, env=environment(), **settings)
 
 
-def wait_until(ready: Any, seconds: float, name: str) -> None:
+def wait_until(ready: Any, name: str) -> None:
     """Wait until there is something to read; raise `BadStart` if that takes too long."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + BEGINNING
     while not wait([ready], interrupts.LOOK_EVERY):
         interrupts.check()
         if time.monotonic() > end:
@@ -88,7 +88,7 @@ class Processes:
     def __init__(
         self, backend: str, job: Job, *, arguments: Iterable[str] = (), inherit: Iterable[int] = (), pin: bool = False
     ):
-        self.backend, self.pin = backend, pin
+        self.backend, self.pin, self.stops = backend, pin, job.on_death == "stop"
         self.arguments, self.inherit = list(arguments), list(inherit)
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.connections: dict[int, Connection] = {}
@@ -122,13 +122,25 @@ class Processes:
         """Start workers 0, 1, … and wait until each is ready; one that dies is found out when it is listened to."""
         for worker in range(workers):
             self.start(worker)
+        waiting = {connection: worker for worker, connection in self.connections.items()}
         end = time.monotonic() + BEGINNING
-        for worker in range(workers):
-            wait_until(self.connections[worker], end - time.monotonic(), f"worker {worker}")
-            with contextlib.suppress(EOFError, OSError):
-                answer = self.connections[worker].recv()
-                if isinstance(answer, Failed):
-                    raise BadStart(f"worker {worker} could not start:\n{answer.traceback}")
+        while waiting:
+            for connection in wait(list(waiting), interrupts.LOOK_EVERY):
+                assert isinstance(connection, Connection)
+                self._heard_first(waiting.pop(connection), connection)
+            interrupts.check()
+            if time.monotonic() > end and waiting:
+                raise BadStart(f"worker {min(waiting.values())} was not ready after {BEGINNING:g} s")
+
+    def _heard_first(self, worker: int, connection: Connection) -> None:
+        try:
+            answer = connection.recv()
+        except (EOFError, OSError):
+            if self.stops:
+                raise BadStart(f"worker {worker} died ({self.reason(worker)}); run.on_worker_death = 'stop'") from None
+            return
+        if isinstance(answer, Failed):
+            raise BadStart(f"worker {worker} could not start:\n{answer.traceback}")
 
     def reason(self, worker: int) -> str:
         """Return how a worker ended that does not answer any more, in words."""

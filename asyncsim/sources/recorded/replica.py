@@ -59,7 +59,9 @@ def serve(server: Server, transport: Any) -> Outcome:
 
 def make_job(scenario: Scenario, replica: int) -> Job:
     """Return what the workers of a replica are given, its problem warmed up: data read, modules imported."""
-    job = Job(scenario.method, complete(scenario.problem), scenario.seed, replica, scenario.workers, scenario.run.wait)
+    settings = scenario.run
+    addressed = scenario.seed, replica, scenario.workers
+    job = Job(scenario.method, complete(scenario.problem), *addressed, settings.wait, settings.on_worker_death)
     with contextlib.suppress(Exception):  # a worker will meet it again, and say so with its name
         warm_up(job)
     return job
@@ -75,7 +77,6 @@ def make_server(scenario: Scenario, replica: int, progress: Any) -> Server:
         replies_before=cluster.server.reply == "before_apply",
         updates=settings.updates,
         seconds=math.inf if settings.time is None else settings.time * SECONDS[cluster.time_unit],
-        on_death=settings.on_worker_death,
         service_time=None if settings.wait == "none" else service_times(scenario, replica),
         stop_when=_condition(scenario),
         progress=progress,

@@ -51,12 +51,11 @@ class Server:
         replies_before: bool = False,
         updates: int | None = None,
         seconds: float = math.inf,
-        on_death: str = "continue",
         service_time: Callable[[int, int], float] | None = None,
         stop_when: Callable[[np.ndarray, int], bool] | None = None,
         progress: Callable[[int], Any] | None = None,
     ):
-        self.job, self.policy, self.on_death = job, policy, on_death
+        self.job, self.policy = job, policy
         self.replies_before, self.last_update, self.seconds = replies_before, updates, seconds
         self.service_time, self.stop_when, self.progress = service_time, stop_when, progress
         self.size = policy.gradients_per_update(job.workers)
@@ -199,7 +198,7 @@ class Server:
         self.log.rows.append((message.worker, message.draw, version, -1, CANCELLED, *times))
 
     def _died(self, message: Died, now: float) -> None:
-        """Settle what a dead worker had under way, and go on as `on_death` says."""
+        """Settle what a dead worker had under way, and go on as `job.on_death` says."""
         worker = message.worker
         self.alive.discard(worker)
         self.deaths[worker] += 1
@@ -209,9 +208,9 @@ class Server:
             if other == worker and (worker, draw) not in collected:
                 del self.reads[worker, draw]
                 self.log.rows.append((worker, draw, version, -1, LOST, read, math.nan, math.nan, math.nan, now))
-        if self.on_death == "stop":
+        if self.job.on_death == "stop":
             raise WorkerLost(f"worker {worker} died ({message.reason}); run.on_worker_death = 'stop'")
-        if self.on_death == "restart":
+        if self.job.on_death == "restart":
             if self.deaths[worker] > MOST_RESTARTS:
                 raise WorkerLost(f"worker {worker} died {self.deaths[worker]} times in a row ({message.reason})")
             self.transport.restart(worker)
