@@ -141,6 +141,7 @@ def _about(scenario: Scenario, recording: Recording, answer: str) -> dict[str, A
         "deaths": [worker for _, _, worker, kind in trace.events if kind == "crash"],
         "service_mean": float((trace["done_time"] - trace["start_time"])[used].mean()) if used.any() else None,
         "share_computing": None if np.isnan(busy).all() else float(np.nanmean(busy)),
+        "mixed_reads": None if trace.reads is None else float((trace.reads != trace.reads[:, :1]).any(axis=1).mean()),
         "replay": answer,
     }
 
@@ -217,7 +218,8 @@ def make_trace(scenario: Scenario, *, stage: Stage = _silent, file: Path | None 
     if scenario.run.source == "trace":
         return open_trace(str(scenario.run.trace))
     on_update = None
-    if scenario.run.stop_when is not None or getattr(scenario.method, "makes_requests", False):
+    asks = scenario.run.source == "simulate" and getattr(scenario.method, "makes_requests", False)
+    if scenario.run.stop_when is not None or asks:
         on_update = Replayer(
             scenario.method,
             scenario.problem,

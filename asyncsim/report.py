@@ -26,6 +26,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         (f"throughput [updates/{unit}]", summary["throughput"], theory.get("throughput")),
         (f"service time [{unit}]: mean", recorded.get("service_mean"), theory.get("service_mean")),
         ("share of time computing", recorded.get("share_computing"), None),
+        ("share of reads of mixed versions", recorded.get("mixed_reads"), None),
         ("staleness: mean", stale.get("mean"), theory.get("staleness_mean")),
         ("staleness: variance", stale.get("var"), theory.get("staleness_var")),
         ("staleness: 99th percentile", stale.get("p99"), theory.get("staleness_p99")),
