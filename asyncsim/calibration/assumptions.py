@@ -52,9 +52,17 @@ class Assumption(NamedTuple):
 
 
 def of_times(
-    trace: Trace, times: Intervals, groups: Sequence[Sequence[int]], fits: Sequence[Fit], inflation: np.ndarray
+    trace: Trace,
+    times: Intervals,
+    groups: Sequence[Sequence[int]],
+    fits: Sequence[Fit],
+    inflation: np.ndarray,
+    server_known: bool = False,
 ) -> list[Assumption]:
-    """Return the assumptions as a trace with times bears them out; `inflation` is that of each worker."""
+    """Return the assumptions as a trace with times bears them out; `inflation` is that of each worker.
+
+    `server_known` says that the pause between a worker's update and its next read is part of the server's time.
+    """
     found = [
         _alike(times, groups),
         _exponential(times, groups, fits),
@@ -63,7 +71,7 @@ def of_times(
         _steady(trace, times, inflation),
         _no_contention(trace, times, inflation),
         _one_gradient(trace),
-        _reads_at_once(times),
+        _reads_at_once(times, "server" if server_known else "service"),
         _same_latency(times),
     ]
     cancelled = share_cancelled(trace)
@@ -195,14 +203,14 @@ def _one_gradient(trace: Trace) -> Assumption:
     )
 
 
-def _reads_at_once(times: Intervals) -> Assumption:
+def _reads_at_once(times: Intervals, counted: str) -> Assumption:
     back = float(times.turnaround.mean())
     share = back / times.cycle
     return Assumption(
         "a worker reads as soon as its update is made",
         f"it takes {percent(share)} of its cycle",
         share <= NEGLIGIBLE,
-        "counted as service time",
+        f"counted as {counted} time",
     )
 
 

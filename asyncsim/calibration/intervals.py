@@ -11,6 +11,10 @@ from asyncsim.trace import APPLIED, CANCELLED, TIMES, Trace
 
 #: A part of the model that takes less than this share of a worker's cycle is left out of it.
 NEGLIGIBLE = 1e-3
+#: Fewer durations of a kind say nothing.
+FEW = 20
+#: Where so many messages should have come while the server was busy and none has, it does not look at them meanwhile.
+EXPECTED = 5.0
 
 
 @dataclass(frozen=True)
@@ -19,10 +23,12 @@ class Intervals:
 
     `rows` are the trace's rows whose service time is known, `worker` and `service` theirs. `turnaround` is the time
     from the previous update of the same worker to its next read, at those rows (0 where it does not apply). `server`
-    holds the time of each update, from the moment that its last gradient had arrived and the server was free. `down`
-    and `up` hold the times of messages to and from workers, `up_free` those of messages to a server that made no update
-    until they arrived (all, where fewer than 20 are so). `cycle` is the mean time from one read of a worker to its
-    next, `period` that from one update to the next.
+    holds the time of each update, from the moment that its last gradient had arrived and the server was free. `rest`
+    holds the times from an update until the server looks at a message that waits already, where it looks at its
+    messages one by one (none, where it does not, or where fewer than `FEW` have waited). `down` and `up` hold the times
+    of messages to and from workers, `up_free` those of messages to a server that made no update until they arrived
+    (all, where fewer than `FEW` are so). `cycle` is the mean time from one read of a worker to its next, `period` that
+    from one update to the next.
     """
 
     rows: np.ndarray
@@ -30,6 +36,7 @@ class Intervals:
     service: np.ndarray
     turnaround: np.ndarray
     server: np.ndarray
+    rest: np.ndarray
     down: np.ndarray
     up: np.ndarray
     up_free: np.ndarray
@@ -48,17 +55,21 @@ def intervals(trace: Trace, *, warmup: int = 0) -> Intervals:
     cycles = np.diff(read[order])[_same_worker(trace, order)]
     down = (start - read)[used]
     up, free = _up(trace, used)
+    server = _server(trace, warmup, arrive, apply)
+    updates = [np.diff(trace.update_times(one)[warmup:]) for one in trace.replicas]
+    period = _known_mean(np.concatenate(updates))
     return Intervals(
         rows=rows,
         worker=trace["worker"][rows],
         service=(done - start)[rows],
         turnaround=back[rows],
-        server=_server(trace, warmup, arrive, apply),
+        server=server,
+        rest=_rest(trace, warmup, float(server.sum()) / period if server.size else 0.0, free),
         down=down[~np.isnan(down)],
         up=up,
         up_free=free,
         cycle=_known_mean(cycles if (~np.isnan(cycles)).any() else (done - start)[rows]),
-        period=_known_mean(np.concatenate([np.diff(trace.update_times(one)[warmup:]) for one in trace.replicas])),
+        period=period,
     )
 
 
@@ -144,6 +155,28 @@ def _server(trace: Trace, warmup: int, arrive: np.ndarray, apply: np.ndarray) ->
     return server[np.isfinite(server)]
 
 
+def _rest(trace: Trace, warmup: int, during: float, up: np.ndarray) -> np.ndarray:
+    """Return the times from an update until a message arrives that should have been there when the update was made.
+
+    A real server that looks at one message after another sees none arrive while it makes an update, though `during` of
+    them are to be expected. Then a gradient that was sent before the update, by more than the median time of messages
+    to a free server, has waited for it, and what passes until it arrives is what else the server does for each update:
+    reply, take notes, fetch the next message.
+    """
+    if not up.size or during < EXPECTED or not plainly_asynchronous(trace):
+        return np.empty(0)
+    usual = float(np.median(up))
+    found = []
+    for _, _, part in trace.slices():
+        order = np.argsort(trace["update"][part])[warmup:]
+        done, arrive, apply = (trace[name][part][order] for name in ("done_time", "arrive_time", "apply_time"))
+        if (arrive[1:] < apply[:-1]).any():
+            return np.empty(0)
+        found.append((arrive[1:] - apply[:-1])[done[1:] + usual < apply[:-1]])
+    rest = np.concatenate(found)
+    return rest if rest.size >= FEW else np.empty(0)
+
+
 def _up(trace: Trace, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the times of messages to the server: of all, and of those under way while it made no update."""
     if "arrive_time" not in trace or "done_time" not in trace:
@@ -156,4 +189,4 @@ def _up(trace: Trace, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         free[part] = np.searchsorted(applied, sent, side="right") >= np.searchsorted(applied, came, side="left")
     up = trace["arrive_time"] - trace["done_time"]
     known = used & ~np.isnan(up)
-    return up[known], up[known & free] if (known & free).sum() >= 20 else up[known]
+    return up[known], up[known & free] if (known & free).sum() >= FEW else up[known]

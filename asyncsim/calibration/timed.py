@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from asyncsim.calibration.assumptions import of_prediction, of_times, percent
+from asyncsim.calibration.assumptions import RATE, of_prediction, of_times, percent
 from asyncsim.calibration.intervals import NEGLIGIBLE, Intervals, intervals, plainly_asynchronous, replies_before
 from asyncsim.calibration.laws import FEWEST, Fit, fit_law
 from asyncsim.calibration.predictions import Prediction, predict
@@ -25,11 +25,42 @@ def from_times(trace: Trace, warmup: int, unit: str, source: str) -> Calibration
     messages one by one. Its latency then holds a wait that the model adds by itself. So latency is taken from messages
     to a free server. Where that is not that of all messages, both are tried in a simulation, and the one whose
     throughput is closer to the measured one is kept.
+
+    Where such waits show for how long a server is busy with an update beyond making it, that counts as its time, since
+    with more workers the others wait for it. The latencies are shorter by as much, less the pause until the worker's
+    next read, so that a cycle in which nobody waits takes as long as it did. This is kept if its throughput is right.
     """
     times = intervals(trace, warmup=warmup)
+    plain = plainly_asynchronous(trace)
+    readings = [(0.0, times.up_free)]
+    if plain and abs(_mean(times.up_free) - _mean(times.up)) > NEGLIGIBLE * times.cycle:
+        readings.append((0.0, times.up))
+    rest = _usual(times.rest)
+    found = []
+    if rest > NEGLIGIBLE * times.period:
+        found.append(_fitted(trace, times, rest, times.up_free, warmup, unit, source))
+    if not found or _miss(found[0][0]) > RATE:
+        found += [_fitted(trace, times, *reading, warmup, unit, source) for reading in readings]
+    return min(found, key=lambda option: _miss(option[0]))[1]
+
+
+def _usual(times: np.ndarray) -> float:
+    """Return the mean with nothing longer than five medians: such messages were late for reasons of their own."""
+    return float(np.minimum(times, 5 * np.median(times)).mean()) if times.size else 0.0
+
+
+def _fitted(
+    trace: Trace, times: Intervals, rest: float, up: np.ndarray, warmup: int, unit: str, source: str
+) -> tuple[Prediction | None, Calibration]:
+    """Return a calibration, and what it predicts where the policy is async.
+
+    `rest` is what the server does after each update, and `up` are the times of messages to it.
+    """
     notes: list[str] = []
-    service = times.service
-    if times.turnaround.mean() > NEGLIGIBLE * times.cycle:
+    service, pause = times.service, _mean(times.turnaround)
+    if rest:
+        notes.append(f"the server is busy for {rest:.3g} more after each update, which counts as its time")
+    elif pause > NEGLIGIBLE * times.cycle:
         service = service + times.turnaround
     measured = [service[times.worker == worker] for worker in range(trace.workers)]
     inflations = np.array([inflation(one) for one in measured])
@@ -39,26 +70,19 @@ def from_times(trace: Trace, warmup: int, unit: str, source: str) -> Calibration
         _part("workers", group, fit, np.concatenate([measured[worker] for worker in group]))
         for group, fit in zip(groups, fits, strict=True)
     ]
-    server = _server(trace, times, parts, notes)
-    plain = plainly_asynchronous(trace)
-    readings = [times.up_free]
-    if plain and abs(_mean(times.up_free) - _mean(times.up)) > NEGLIGIBLE * times.cycle:
-        readings.append(times.up)
-    tried = []
-    for up in readings:
-        network, part, note = _network(times, up)
-        cluster = Cluster(
-            time_unit=unit,
-            workers=tuple(WorkerGroup(count=len(g), service=fit.law) for g, fit in zip(groups, fits, strict=True)),
-            server=server,
-            network=network,
-        )
-        tried.append((predict(trace, cluster, warmup) if plain else None, cluster, part, note))
-    prediction, cluster, part, note = min(tried, key=lambda option: _miss(option[0]))
-    return Calibration(
+    server = _server(trace, times, rest, parts, notes)
+    network, part, note = _network(times, up, rest - pause if rest else 0.0)
+    cluster = Cluster(
+        time_unit=unit,
+        workers=tuple(WorkerGroup(count=len(g), service=fit.law) for g, fit in zip(groups, fits, strict=True)),
+        server=server,
+        network=network,
+    )
+    prediction = predict(trace, cluster, warmup) if plainly_asynchronous(trace) else None
+    return prediction, Calibration(
         cluster=cluster,
         parts=(*parts, *([part] if part else [])),
-        assumptions=(*of_times(trace, times, groups, fits, inflations), *of_prediction(prediction)),
+        assumptions=(*of_times(trace, times, groups, fits, inflations, rest > 0), *of_prediction(prediction)),
         notes=(*notes, *([note] if note else [])),
         source=source,
         about=f"{service.size:,} service times of {trace.workers} workers, in {unit}",
@@ -100,23 +124,29 @@ def _part(name: str, workers: Sequence[int], fit: Fit, durations: np.ndarray) ->
     return Part(name, tuple(workers), fit.law, fit.size, float(durations.mean()), fit.distance, fit.noise)
 
 
-def _server(trace: Trace, times: Intervals, parts: list[Part], notes: list[str]) -> Server:
+def _server(trace: Trace, times: Intervals, rest: float, parts: list[Part], notes: list[str]) -> Server:
     reply: Reply = "before_apply" if replies_before(trace) else "after_apply"
     if times.server.size < FEWEST:
         notes.append("the server's time per update is not known, and taken as 0")
         return Server(reply=reply)
-    busy = float(times.server.mean()) / times.period
+    durations = times.server + rest
+    busy = float(durations.mean()) / times.period
     if busy <= NEGLIGIBLE:
         notes.append(f"the server is busy {percent(busy)} of the time, and its time per update taken as 0")
         return Server(reply=reply)
-    fit = fit_law(times.server, inflation=inflation(times.server))
-    parts.append(_part("server", (), fit, times.server))
+    fit = fit_law(durations, inflation=inflation(durations))
+    parts.append(_part("server", (), fit, durations))
     return Server(service=fit.law, reply=reply)
 
 
-def _network(times: Intervals, up: np.ndarray) -> tuple[Network | None, Part | None, str | None]:
-    """Return the links, how they were fitted, and a note where they are left out."""
-    ways = [way for way in (times.down, up) if way.size]
+def _network(times: Intervals, up: np.ndarray, spared: float) -> tuple[Network | None, Part | None, str | None]:
+    """Return the links, how they were fitted, and a note where they are left out.
+
+    `spared` is by how much the two ways of a cycle together are shorter than measured; each is by the same factor.
+    """
+    both_ways = _mean(times.down) + _mean(up)
+    factor = max(0.0, 1.0 - spared / both_ways) if both_ways > 0 else 1.0
+    ways = [factor * way for way in (times.down, up) if way.size]
     if sum(way.size for way in ways) < FEWEST:
         return None, None, "the times of messages are not known, and taken as 0"
     share = sum(_mean(way) for way in ways) / times.cycle
