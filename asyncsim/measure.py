@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from asyncsim.certificate import smallest_eigenvalue
 from asyncsim.scenario import Metrics, ScenarioError
 from asyncsim.trace import Trace
 
@@ -42,6 +43,8 @@ def metric_functions(problem: Any, names: tuple[str, ...]) -> dict[str, Callable
             except NotImplementedError:
                 raise ScenarioError("metrics.record: 'accuracy' needs a classification problem") from None
             functions[name] = problem.accuracy
+        elif name == "lambda_min":
+            functions[name] = _smallest_eigenvalue(problem)
         elif name == "regret" and not hasattr(problem, "played_loss"):
             raise ScenarioError("metrics.record: 'regret' needs problem.kind = 'online'")
     return functions
@@ -49,6 +52,14 @@ def metric_functions(problem: Any, names: tuple[str, ...]) -> dict[str, Callable
 
 def _suboptimality(problem: Any, lowest: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: problem.value(x) - lowest
+
+
+def _smallest_eigenvalue(problem: Any) -> Callable[[np.ndarray], np.ndarray]:
+    def of_each(x: np.ndarray) -> np.ndarray:
+        found = [smallest_eigenvalue(problem, one) for one in x.reshape(-1, x.shape[-1])]
+        return np.array([np.nan if value is None else value for value in found]).reshape(x.shape[:-1])
+
+    return of_each
 
 
 def _distance(target: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -93,11 +104,18 @@ class Meter:
         return version in self.regular or version in self.due
 
     def measure(
-        self, version: int, x: np.ndarray, replicas: np.ndarray, played: np.ndarray | None, alive: np.ndarray
+        self,
+        version: int,
+        x: np.ndarray,
+        replicas: np.ndarray,
+        played: np.ndarray | None,
+        alive: np.ndarray,
+        told: Mapping[str, np.ndarray],
     ) -> None:
         """Measure a version that is due, of the replicas that are `alive`.
 
-        `x` has shape (replicas, d); `played` is the loss that each replica has met so far, for the regret.
+        `x` has shape (replicas, d); `played` is the loss that each replica has met so far, for the regret; `told` has
+        the metrics that only the method can tell.
         """
         if version in self.regular:
             places = np.flatnonzero(alive)
@@ -107,13 +125,24 @@ class Meter:
             places = np.array([place for place, _ in due], dtype=np.int64)
             times = np.array([time for _, time in due])
         if places.size:
-            self._add(version, x[places], replicas[places], times, None if played is None else played[places])
+            played = None if played is None else played[places]
+            told = {name: value[places] for name, value in told.items()}
+            self._add(version, x[places], replicas[places], times, played, told)
 
     def _add(
-        self, version: int, x: np.ndarray, replicas: np.ndarray, times: np.ndarray, played: np.ndarray | None
+        self,
+        version: int,
+        x: np.ndarray,
+        replicas: np.ndarray,
+        times: np.ndarray,
+        played: np.ndarray | None,
+        told: Mapping[str, np.ndarray],
     ) -> None:
         for name in self.names:
-            if name == "regret":
+            value: Any
+            if name in told:
+                value = told[name]
+            elif name == "regret":
                 value = self.problem.regret(played, self.seed, replicas, version)
             else:
                 function = self.functions[name]

@@ -94,6 +94,7 @@ def replay(
         diverged=tuple(sorted(loop.diverged, key=lambda d: d.replica)),
         squared_distances=loop.squared_distances,
         checksums=tuple(loop.checksums),
+        facts=loop.facts,
     )
 
 
@@ -168,16 +169,25 @@ def _applied(trace: Trace, rows: np.ndarray) -> Iterator[Columns]:
 def advance(method: Any, problem: Any, state: State, memories: list[Any], rows: list[Row], reads: list[Any]) -> State:
     """Return the state after one update: each row's message from the version it read, then the server's step.
 
-    `memories` holds one entry per worker and is changed in place; it is empty where replicas run as a batch.
+    `memories` holds one entry per worker and is changed in place; where replicas run as a batch it is `Shared`.
     """
     payloads = []
+    shared = isinstance(memories, Shared)
     for row, x_read in zip(rows, reads, strict=True):
-        memory = memories[row.worker] if memories else None
-        payload, memory = method.message(problem, x_read, memory, row)
-        if memories:
+        payload, memory = method.message(problem, x_read, memories[0 if shared else row.worker], row)
+        if not shared:
             memories[row.worker] = memory
         payloads.append(payload)
     return method.apply(problem, state, payloads, rows)
+
+
+def _nothing(problem: Any, state: State) -> dict[str, np.ndarray]:
+    """Return what a method that says nothing about a run says about it."""
+    return {}
+
+
+class Shared(list[Any]):
+    """The workers' memories where replicas run as a batch: nobody's own, so all are alike and stay as they are."""
 
 
 class _Loop:
@@ -206,6 +216,8 @@ class _Loop:
             self.squared_distances = np.empty((replicas, longest + 1))
         self.played = np.zeros(replicas) if "regret" in meter.names else None
         self.diverged: list[Divergence] = []
+        self.told = [name for name in meter.names if name in getattr(method, "measures", ())]
+        self.facts: dict[str, np.ndarray] = {}
 
     def run(self, places: np.ndarray, schedule: Schedule, end_time: float | None) -> None:
         """Run the replicas at these places to their end; one that diverges stays at its last finite version."""
@@ -215,12 +227,12 @@ class _Loop:
         who = int(replicas[0]) if single else replicas
         state, memories = method.init(problem, problem.initial(self.trace.seed, who), self.trace.workers)
         if not single:
-            memories = []
+            memories = Shared(memories)
         if self.meter.names:
             self.meter.plan(schedule.updates, schedule.trace, replicas, end_time)
         alive = np.ones(places.size, dtype=bool)
         schedule.write(0, state.x)
-        self._record(0, state.x, places, replicas, alive)
+        self._record(0, state, places, replicas, alive)
         unreported = 0
         for update in range(schedule.updates):
             rows = schedule.rows(update)
@@ -242,7 +254,7 @@ class _Loop:
                     break
                 state = state._replace(x=np.where(finite[:, None], state.x, before))
             schedule.write(update + 1, state.x)
-            self._record(update + 1, state.x, places, replicas, alive)
+            self._record(update + 1, state, places, replicas, alive)
             unreported += places.size
             if self.progress is not None and unreported >= 1000:
                 self.progress(unreported)
@@ -252,8 +264,12 @@ class _Loop:
         if self.progress is not None:
             self.progress(unreported)
         self.final[places] = state.x
+        for name, value in getattr(method, "facts", _nothing)(problem, state).items():
+            value = np.asarray(value)
+            self.facts.setdefault(name, np.zeros(self.final.shape[0], dtype=value.dtype))[places] = value
 
-    def _record(self, version: int, x: np.ndarray, places: np.ndarray, replicas: np.ndarray, alive: np.ndarray) -> None:
+    def _record(self, version: int, state: State, places: np.ndarray, replicas: np.ndarray, alive: np.ndarray) -> None:
+        x = state.x
         if self.checksums:
             self.checksums[places[0]][version] = checksum(x)
         if self.iterates is not None:
@@ -263,7 +279,8 @@ class _Loop:
             self.squared_distances[places, version] = np.where(alive, squared, np.nan)
         if self.meter.names and self.meter.is_due(version):
             played = None if self.played is None else self.played[places]
-            self.meter.measure(version, x.reshape(places.size, -1), replicas, played, alive)
+            told = {name: np.reshape(self.method.measure(self.problem, state, name), -1) for name in self.told}
+            self.meter.measure(version, x.reshape(places.size, -1), replicas, played, alive, told)
 
     def _pad(self, version: int, x: np.ndarray, places: np.ndarray) -> None:
         """Fill what lies beyond the last version of these replicas with it."""

@@ -43,6 +43,8 @@ class Run:
         those of the real versions.
     diverged
         The replicas that diverged; they end with their last finite version.
+    facts
+        What the method says about the run as a whole, such as how often it perturbed: by name, one entry per replica.
     summary, scenario
         Numbers about the run as a whole beside what theory says, and the resolved scenario as plain data; both only
         from `asyncsim.run` and `asyncsim.open_run`.
@@ -56,6 +58,7 @@ class Run:
     diverged: tuple[Divergence, ...] = ()
     squared_distances: np.ndarray | None = field(default=None, repr=False)
     checksums: tuple[np.ndarray, ...] = field(default=(), repr=False)
+    facts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     summary: dict[str, Any] = field(default_factory=dict, repr=False)
     scenario: dict[str, Any] | None = field(default=None, repr=False)
 

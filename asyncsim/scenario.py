@@ -41,7 +41,9 @@ LONGEST_AXIS = 100_000
 LONGEST_TIME = 1e100
 
 #: What can be measured on the model at a version.
-MODEL_METRICS = ("loss", "suboptimality", "grad_norm", "distance", "accuracy", "regret")
+MODEL_METRICS = ("loss", "suboptimality", "grad_norm", "distance", "accuracy", "regret", "lambda_min")
+#: What only some methods can tell about the model and what they keep beside it.
+METHOD_METRICS = ("energy", "perturbations")
 #: What can be measured on a whole run, from its replicas.
 RUN_METRICS = ("momentum", "rate")
 
@@ -218,15 +220,16 @@ class RunSettings(Spec):
 class Metrics(Spec):
     """What to measure and when: every so many updates, or at this many points of a time grid.
 
-    `record` names metrics of the model (loss, suboptimality, grad_norm, distance, accuracy, regret) and of the run
-    (momentum: fitted from the replicas; rate: decay of the root mean square distance to the minimizer). `target`, such
-    as "loss < 0.5", asks for the time and the number of updates to reach it.
+    `record` names metrics of the model (loss, suboptimality, grad_norm, distance, accuracy, regret, lambda_min: the
+    Hessian's smallest eigenvalue), of the method (energy, perturbations) and of the run (momentum: fitted from the
+    replicas; rate: decay of the root mean square distance to the minimizer). `target`, such as "loss < 0.5", asks for
+    the time and the number of updates to reach it.
     """
 
     every: Annotated[int, Field(ge=1, le=MAX_UPDATES)] | None = None
     at_times: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
     record: Annotated[
-        tuple[Literal["loss", "suboptimality", "grad_norm", "distance", "accuracy", "regret", "momentum", "rate"], ...],
+        tuple[Literal[(*MODEL_METRICS, *METHOD_METRICS, *RUN_METRICS)], ...],  # type: ignore[valid-type]
         Field(strict=False),
     ] = ("loss",)
     target: Condition | None = None
@@ -246,7 +249,7 @@ class Metrics(Spec):
     @property
     def of_model(self) -> tuple[str, ...]:
         """The metrics that are measured at versions."""
-        return tuple(name for name in self.record if name in MODEL_METRICS)
+        return tuple(name for name in self.record if name not in RUN_METRICS)
 
 
 class Search(Spec):
@@ -389,8 +392,9 @@ class Scenario(Spec):
         if self.cluster is not None:
             self.policy.check(self.cluster.size, self.cluster.server.reply)
             self._clock_advances(self.cluster)
+        self._method_fits()
         for metric, where in self._watched():
-            lack = _what_lacks(self.problem, metric)
+            lack = _what_lacks(self.problem, self.method, metric)
             if lack:
                 raise refuse(f"'{metric}' needs {lack}", *where)
         return self
@@ -419,6 +423,15 @@ class Scenario(Spec):
                 raise refuse(said, "cluster", "server", "reply")
             if getattr(self.method, "makes_requests", False):
                 raise refuse("in shared memory nobody can stop all workers: use another backend", "method")
+
+    def _method_fits(self) -> None:
+        """Refuse a method whose parameters do not go together with the problem and the number of workers."""
+        check = getattr(self.method, "check", None)
+        if check is not None and self.problem is not None:
+            try:
+                check(complete(self.problem), self.workers)
+            except ValueError as error:
+                raise refuse(str(error), "method") from error
 
     def _clock_advances(self, cluster: Cluster) -> None:
         """Refuse workers that keep a server busy for ever at one moment of time."""
@@ -465,7 +478,7 @@ class Scenario(Spec):
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def _what_lacks(problem: Any, metric: str) -> str | None:
+def _what_lacks(problem: Any, method: Any, metric: str) -> str | None:
     """Return what a metric needs and the problem has not, found without reading data or solving anything."""
     if problem is None:
         return "a [problem] and a [method]"
@@ -473,6 +486,10 @@ def _what_lacks(problem: Any, metric: str) -> str | None:
         return "a problem of classification"
     if metric == "regret" and not hasattr(problem, "played_loss"):
         return "problem.kind = 'online'"
+    if metric in METHOD_METRICS and metric not in getattr(method, "measures", ()):
+        return "a method that keeps one" if metric == "energy" else "a method that perturbs the model when it must"
+    if metric == "lambda_min" and getattr(type(problem), "hessian_vector", None) in (None, Problem.hessian_vector):
+        return "a problem with Hessian-vector products"
     # The minimizers of regression problems take a while to compute, and it is known beforehand which of them have one.
     if isinstance(problem, LeastSquares) or getattr(problem, "l2", 0.0) > 0:
         return None

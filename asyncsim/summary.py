@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from asyncsim import estimates, staleness, theory
+from asyncsim.certificate import certificates
+from asyncsim.methods import SEACD
 from asyncsim.prediction import predict
+from asyncsim.problems.base import complete
 from asyncsim.runs import Run
 from asyncsim.scenario import Scenario, parse_condition
 from asyncsim.sources import choose_engine
@@ -58,7 +61,7 @@ def summarise(scenario: Scenario, run: Run) -> dict[str, Any]:
             "updates": _mean(updates[reached]),
             "time": _mean(times[reached]),
         }
-    summary |= run_estimates(scenario, run)
+    summary |= run_estimates(scenario, run) | _of_method(scenario, run)
     summary["diverged"] = [str(divergence) for divergence in run.diverged]
     summary["scenario_sha256"] = scenario.sha256()
     summary["trace_sha256"] = trace.sha256()
@@ -94,6 +97,30 @@ def run_estimates(scenario: Scenario, run: Run) -> dict[str, Any]:
             found[name] = {**vars(error.estimate), "refused": str(error)}
         except ValueError as error:
             found[name] = {"refused": str(error)}
+    return found
+
+
+def _of_method(scenario: Scenario, run: Run) -> dict[str, Any]:
+    """Return what the method says about the run, and certificates where it asks for an accuracy ε.
+
+    `method` holds its parameters, one number per replica of each of its facts, and warnings. `certificate` has an entry
+    per replica: gradient_norm, lambda_min, order.
+    """
+    if scenario.problem is None:
+        return {}
+    method, problem = scenario.method, complete(scenario.problem)
+    found: dict[str, Any] = {}
+    if run.facts:
+        found["method"] = {name: values.tolist() for name, values in run.facts.items()}
+    if isinstance(method, SEACD):
+        parameters = method.parameters(problem)._asdict()
+        warnings, late = list(parameters.pop("warnings")), int(run.facts["late"].sum())
+        if late:
+            limit = method.delay_bound
+            warnings.append(f"{late:,} gradients were staler than delay_bound = {limit}: the energy may rise")
+        found["method"] |= {"parameters": parameters, "warnings": warnings}
+    if getattr(method, "epsilon", None) is not None:
+        found["certificate"] = certificates(problem, method, run.final_iterates, seed=scenario.seed)
     return found
 
 

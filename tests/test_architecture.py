@@ -15,7 +15,7 @@ LAYERS = [
     ["blocks", "checksums", "compiling", "spec", "streams", "columns", "documents", "theory", "executors"],
     ["trace", "rules", "checking", "windows", "stored", "durations", "sampler", "staleness_laws", "slots"],
     ["network", "policies", "staleness", "noise", "estimates", "problems"],
-    ["methods"],
+    ["methods", "certificate"],
     ["scenario"],
     ["schema", "prediction", "schedule", "measure", "runs", "results"],
     ["sources", "replay"],

@@ -30,10 +30,16 @@ class Method(Spec):
     """A frozen rule that turns gradients into updates.
 
     Whatever moves the model happens inside `apply`, so that a version of the model names one point. A method that keeps
-    a memory at the workers, or takes one model at a time, says ``batched = False``.
+    a memory at the workers, or takes one model at a time, says ``batched = False``. (What every worker keeps alike, and
+    never changes, does not count: where replicas run as a batch, `message` is given worker 0's.)
     """
 
     batched: ClassVar[bool] = True
+    #: What `measure` can tell about a state beside the model: names that metrics may record.
+    measures: ClassVar[tuple[str, ...]] = ()
+
+    def check(self, problem: Problem, workers: int) -> None:
+        """Raise ValueError where problem, number of workers and method do not go together."""
 
     def init(self, problem: Problem, x0: np.ndarray, workers: int) -> tuple[State, list[Any]]:
         """Return the server's state at version 0 and one memory per worker (None where the method keeps none)."""
@@ -46,6 +52,14 @@ class Method(Spec):
     def apply(self, problem: Problem, state: State, payloads: list[Any], rows: list[Row]) -> State:
         """Return the state after one update made of these messages, which arrived in this order."""
         raise NotImplementedError
+
+    def measure(self, problem: Problem, state: State, name: str) -> np.ndarray:
+        """Return one of `measures` for a state, shape () or (replicas,)."""
+        raise NotImplementedError
+
+    def facts(self, problem: Problem, state: State) -> dict[str, np.ndarray]:
+        """Return what a run's last state says about the run, by name, each of shape () or (replicas,)."""
+        return {}
 
     def lost(self, payload: Any, memory: Any) -> Any:
         """Return the worker's memory after a message of its was lost on the way."""

@@ -1,4 +1,4 @@
-"""Perturbed accelerated gradient descent: Nesterov's momentum, noise at small gradients, negative curvature exploited."""
+"""Perturbed accelerated gradient descent: momentum, noise at small gradients, negative curvature exploited."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class PAGD(Method):
 
         y_t ≠ x_t and f(x_t) ≤ f(y_t) + ⟨∇f(y_t), x_t − y_t⟩ − (γ/2)‖x_t − y_t‖²,    γ = `curvature`,
 
-    that is exploited: with ‖v_t‖ ≥ s = `distance`, x_{t+1} = x_t; else x_{t+1} is the lower of x_t ± s v_t/‖v_t‖. Either
-    way v_{t+1} = 0 and the method goes on. Then, where ‖∇f(x_{t+1})‖ ≤ `epsilon` and T = `escape_time` updates have passed
-    since the last time, x_{t+1} is moved by noise uniform in the ball of `radius`. γ = 0 exploits where f is not convex
-    along the way at all. The server computes ∇f(x_{t+1}) itself, and f twice, so an update costs it that.
+    that is exploited: with ‖v_t‖ ≥ s = `distance`, x_{t+1} = x_t; else x_{t+1} is the lower of x_t ± s v_t/‖v_t‖.
+    Either way v_{t+1} = 0 and the method goes on. Then, where ‖∇f(x_{t+1})‖ ≤ `epsilon` and T = `escape_time` updates
+    have passed since the last time, x_{t+1} is moved by noise uniform in the ball of `radius`. γ = 0 exploits where f
+    is not convex along the way at all. The server computes ∇f(x_{t+1}) itself, and f twice, so an update costs it that.
 
     Source: Jin, Netrapalli, Jordan 2018, "Accelerated gradient descent escapes saddle points faster than gradient
     descent", Algorithm 2 and its negative curvature exploitation. Reviews print it without y_t ≠ x_t (then it exploits

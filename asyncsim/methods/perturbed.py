@@ -55,13 +55,14 @@ LONG_AGO = -(2**60)
 class PGD(Method):
     """Perturbed gradient descent: where the gradient is small, noise, but at most once in T steps.
 
-    Let g be the mean of an update's exact gradients, η = `step`, T = `escape_time`. An update in which ‖g‖ ≤ `epsilon`, and
-    more than T after the last perturbation, adds noise that is uniform in the ball of `radius`; any other subtracts ηg.
-    With `decrease` = F the run is judged T updates after each perturbation: where f has not fallen by F since the point
-    before it, the model returns to that point, and the method asks to stop.
+    Let g be the mean of an update's exact gradients, η = `step`, T = `escape_time`. An update in which ‖g‖ ≤ `epsilon`,
+    and more than T after the last perturbation, adds noise that is uniform in the ball of `radius`; any other subtracts
+    ηg. With `decrease` = F the run is judged T updates after each perturbation: where f has not fallen by F since the
+    point before it, the model returns to that point, and the method asks to stop.
 
     Source: Jin, Ge, Netrapalli, Kakade, Jordan 2017, "How to escape saddle points efficiently", Algorithm 1. There a
-    perturbation and a gradient step share an iteration; here they are two updates, so that each gradient is one at a version.
+    perturbation and a gradient step share an iteration; here they are two updates, so that each gradient is one at a
+    version.
 
     >>> class Saddle(Problem):
     ...     def value(self, x): return 0.5 * (x[..., 0] ** 2 - x[..., 1] ** 2)

@@ -11,8 +11,8 @@ for steps Δ_j = −η times a block of a gradient of delays ≤ τ:
 
     E_j − E_{j+1} ≥ κ_E ‖Δ_j‖²,    κ_E = 1/η − L/2 − (Lτ/2)(a + 1/a).
 
-Where the block was descended coordinate after coordinate (Gauss–Seidel), the same holds for quadratics; for other f it is
-proved with τ and c multiplied by √(largest block) only.
+Where the block was descended coordinate after coordinate (Gauss–Seidel), the same holds for quadratics; for other f it
+is proved with τ and c multiplied by √(largest block) only.
 """
 
 from __future__ import annotations
@@ -217,8 +217,9 @@ def escape_parameters(
     """Return η, r, T, F and M by the theorem from (L, ρ, ε, δ, τ, N), each of them as given where it is given.
 
     η is .9 of `largest_safe_step` or, with `step_rule` = "report", of `report_step`; a is 1, or √τ with the report's
-    rule; r = ε; T = `escape_time` in windows of B_w = `window` updates. After T updates one of two points that the theorem
-    compares has moved by 4ηε or more, and one that has not lowered the energy by F moved by √(TF/κ_E) at most, hence
+    rule; r = ε; T = `escape_time` in windows of B_w = `window` updates. After T updates one of two points that the
+    theorem compares has moved by 4ηε or more, and one that has not lowered the energy by F moved by √(TF/κ_E) at most,
+    hence
 
         F = 16 κ_E η²ε²/T,    M = √(F/κ_E):
 

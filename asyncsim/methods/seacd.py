@@ -1,0 +1,428 @@
+"""SEACD: asynchronous coordinate descent that leaves saddle points, made of three parts.
+
+SWACD is one worker's pass over its block of coordinates; GACD is a stretch of such updates whose energy must fall; PACD
+is a perturbation and the updates that show whether it helped. Here each part is a step of one state machine, driven by
+whatever delivers messages; `asyncsim.methods.serial` has them as the plain loops that they are without asynchrony.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from asyncsim.blocks import block_bounds
+from asyncsim.methods.base import Method, State
+from asyncsim.methods.perturbation import in_ball
+from asyncsim.methods.projections import AnyProjection, Ball, Simplex
+from asyncsim.problems.base import Problem
+from asyncsim.spec import Positive, refuse
+from asyncsim.theory.escape import EscapeParameters, escape_parameters
+from asyncsim.trace import Row
+
+#: The same blocks are cut for every message.
+_bounds = lru_cache(maxsize=64)(block_bounds)
+
+#: What the method is doing: descending, seeing whether a perturbation helped, or nothing any more.
+DESCENT, ESCAPE, DONE = range(3)
+
+
+class Phase(NamedTuple):
+    """What the server keeps beside the model x, each with the replicas' axis in front if there is one.
+
+    `workers` is M. `kind` is what is being done and `taken` how many block updates of it were; `since` is the version
+    at which the history began: gradients of versions before it are not used. `lengths` has ‖Δ‖² of the last τ updates,
+    the newest last; `energy` is that at the phase's beginning. `before` is the point before the last perturbation.
+    `anchor` is the point at the phase's beginning and `point` the sequence that is extrapolated, both None without
+    momentum; `plain` says that this phase goes without.
+    """
+
+    workers: int
+    kind: Any
+    taken: Any
+    since: Any
+    lengths: np.ndarray
+    energy: Any
+    before: np.ndarray
+    perturbations: Any
+    late: Any
+    anchor: np.ndarray | None = None
+    point: np.ndarray | None = None
+    plain: Any = False
+
+    def of(self, place: int) -> Phase:
+        """Return the phase of one replica of a batch."""
+        return self.with_fields(None if field is None else field[place] for field in self[1:])
+
+    def with_fields(self, fields: Iterable[Any]) -> Phase:
+        """Return a phase of the same workers with other fields, in order."""
+        return Phase._make((self.workers, *fields))
+
+
+class Part(NamedTuple):
+    """Replicas of a batch whose gradients are of the same block: their places, and what they sent, shape (…, block)."""
+
+    block: int
+    places: np.ndarray
+    payload: np.ndarray
+
+
+def swacd(problem: Problem, x: np.ndarray, block: slice, step: float, sweep: str) -> np.ndarray:
+    """Return what a worker sends for its block of the version x that it read, shape (…, block).
+
+    That is the block's gradient, or with "gauss_seidel" how far a pass over its coordinates, each seeing those before
+    it, has moved them.
+    """
+    if sweep == "jacobi":
+        return problem.block_gradient(x, block)
+    return problem.sweep(x, block, step) - x[..., block]
+
+
+class SEACD(Method):
+    """Saddle-escaping asynchronous coordinate descent.
+
+    Coordinates are cut into `blocks` contiguous ones. A worker computes from the version x̂ that it read the gradient
+    of its block b, and the server moves that block alone (SWACD), P being the `projection` and η the step:
+
+        x_b ← P(x_b − η ∇_b f(x̂)),   or with `sweep` = "gauss_seidel"   x_b ← P(x_b + s),
+
+    s the way that the worker's pass over the coordinates of x̂_b went. Its block is the trace's `block`; where that has
+    none, the block of worker w is w mod blocks, and with fewer workers M than blocks that of its draw k is
+    (w + M k) mod blocks. Where an update has several gradients of a block, it moves by their mean.
+
+    The energy E is that of `asyncsim.theory.escape`, with a = `energy_a`. GACD makes n = `descent` block updates, fewer
+    if one of them is as long as M. Where E has not fallen by F, the model is perturbed by noise uniform in the ball of
+    radius ηr, and T block updates follow (PACD). If by then E has fallen by F below f at the point before, the saddle
+    is left and GACD goes on; otherwise the model returns to the point before, and the method asks to stop.
+
+    A perturbation and a return happen inside the update that ends a phase. The history of steps, and with it the
+    energy, begins anew at a perturbation and after a PACD that helped, for the delays of a phase may not reach back
+    before it. `phase_boundary` says what becomes of the gradients under way there: with "barrier" the workers are asked
+    to finish, and are all sent the new model; with "continue" such a gradient arrives, makes an update that leaves the
+    model as it is, and counts for nothing. A gradient staler than `delay_bound` within a phase is used, and counted.
+
+    Parameters
+    ----------
+    step_rule, step, energy_a
+        "safe": η below 2/(L(1 + τ(a + 1/a))), .9 of it if `step` is left out, and a = 1. "report": η below 1/(2L√τ) and
+        a = √τ, as the algorithm's author has it; the energy need not fall then.
+    delay_bound
+        τ ≥ 1, the staleness that is to be reckoned with.
+    epsilon, delta
+        The accuracy asked for, ‖∇f‖ ≤ ε and λ_min ≥ −√(ρε), and the probability of not leaving a strict saddle.
+    blocks, window
+        Number of blocks, and B_w, the number of updates within which each is updated (`blocks` if left out).
+    descent, radius, escape_time, decrease, large_step
+        n, r, T, F and M by hand; n is max(τ, B_w), the others are by the theorem (`theory.escape_parameters`).
+    smoothness, hessian_lipschitz
+        L and ρ, where the problem's own are not known or not the ones wanted.
+    momentum
+        Accelerated SEACD, with β = `momentum` in [0, 1): in GACD the server keeps the moved block as y_b and publishes
+        P(y_b + β(y_b − y_b of before)). Where E has not fallen by F, the phase is undone, and done again without
+        momentum, so that E over whole phases falls as it does without; PACD goes without.
+
+    Source: Bornstein 2021, "Escaping from saddle points using asynchronous coordinate descent", Algorithms 1 and 3-5.
+    Other than printed: the radius is the theorem's ηr, not r; T counts windows, not updates; F and M, there undefined,
+    are `theory.escape_parameters`'s; what is returned at last is the point before the perturbation, as its text says;
+    n is no smaller than B_w, so that every block has its say. Momentum is ours.
+    """
+
+    kind: Literal["seacd"] = "seacd"
+    step_rule: Literal["safe", "report"] = "safe"
+    step: Positive | None = None
+    delay_bound: Annotated[int, Field(ge=1, le=100_000)]
+    epsilon: Positive
+    delta: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    blocks: Annotated[int, Field(ge=1, le=100_000)] = 1
+    phase_boundary: Literal["continue", "barrier"] = "continue"
+    energy_a: Positive | None = None
+    sweep: Literal["jacobi", "gauss_seidel"] = "jacobi"
+    projection: AnyProjection | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    window: Annotated[int, Field(ge=1)] | None = None
+    descent: Annotated[int, Field(ge=1)] | None = None
+    radius: Positive | None = None
+    escape_time: Annotated[int, Field(ge=1)] | None = None
+    decrease: Positive | None = None
+    large_step: Positive | None = None
+    smoothness: Positive | None = None
+    hessian_lipschitz: Positive | None = None
+
+    makes_requests: ClassVar[bool] = True
+    measures: ClassVar[tuple[str, ...]] = ("energy", "perturbations")
+
+    @model_validator(mode="after")
+    def _block_by_block(self) -> SEACD:
+        if self.blocks > 1 and isinstance(self.projection, Ball | Simplex):
+            raise refuse(
+                "must be a set of each coordinate on its own (box, non_negative) where there are several blocks",
+                "projection",
+            )
+        return self
+
+    def parameters(self, problem: Problem) -> EscapeParameters:
+        """Return η, r, T, F, M and what is uncertain about them; raise ValueError with the inequality that fails."""
+        known = self.__dict__.get("_known")  # as a cached property is kept: no part of the value
+        if known is None or known[0] is not problem:
+            known = self.__dict__["_known"] = problem, self._parameters(problem)
+        return known[1]
+
+    def _parameters(self, problem: Any) -> EscapeParameters:
+        smoothness = problem.smoothness if self.smoothness is None else self.smoothness
+        if smoothness is None:
+            raise ValueError("the problem does not know its smoothness L: give 'smoothness'")
+        rho = self.hessian_lipschitz
+        rho = getattr(problem, "hessian_lipschitz", None) if rho is None else rho
+        if self.escape_time is None and not rho:
+            said = "not known" if rho is None else "0"
+            raise ValueError(
+                f"rho, the Hessian's Lipschitz constant, is {said}: give 'hessian_lipschitz' or 'escape_time'"
+            )
+        found = escape_parameters(
+            dimension=problem.dimension,
+            epsilon=self.epsilon,
+            delta=self.delta,
+            delay_bound=self.delay_bound,
+            smoothness=smoothness,
+            hessian_lipschitz=rho,
+            window=self.window or self.blocks,
+            step_rule=self.step_rule,
+            step=self.step,
+            energy_a=self.energy_a,
+            radius=self.radius,
+            escape_time=self.escape_time,
+            decrease=self.decrease,
+            large_step=self.large_step,
+        )
+        saddle = getattr(problem, "strict_saddle", None)
+        lowest = -math.sqrt((rho or 0.0) * self.epsilon)
+        if saddle is not None and rho and saddle[1] >= lowest:
+            note = (
+                f"epsilon = {self.epsilon:g} makes the problem's saddle acceptable: its least eigenvalue, "
+                f"{saddle[1]:.3g}, is not below -sqrt(rho epsilon) = {lowest:.3g}"
+            )
+            found = found._replace(warnings=(*found.warnings, note))
+        return found
+
+    def check(self, problem: Problem, workers: int) -> None:
+        """Raise ValueError where problem, workers and parameters do not go together."""
+        if self.blocks > problem.dimension:
+            raise ValueError(f"blocks <= dimension fails: {self.blocks} against {problem.dimension}")
+        self.parameters(problem)
+
+    def init(self, problem: Problem, x0: np.ndarray, workers: int) -> tuple[State, list[Any]]:
+        """Return the state at version 0, at the beginning of a GACD; what workers keep is their number M."""
+        self.check(problem, workers)
+        shape = x0.shape[:-1]
+        accelerated = self.momentum > 0.0
+        phase = Phase(
+            workers=workers,
+            kind=np.full(shape, DESCENT),
+            taken=np.zeros(shape, dtype=np.int64),
+            since=np.zeros(shape, dtype=np.int64),
+            lengths=np.zeros((*shape, self.delay_bound)),
+            energy=np.asarray(problem.value(x0)),
+            before=x0,
+            perturbations=np.zeros(shape, dtype=np.int64),
+            late=np.zeros(shape, dtype=np.int64),
+            anchor=x0 if accelerated else None,
+            point=x0 if accelerated else None,
+            plain=np.zeros(shape, dtype=bool),
+        )
+        return State(x0, phase), [workers] * workers
+
+    # --- at the worker ------------------------------------------------------------------------------------------------
+
+    def block_of(self, row: Row, workers: int) -> Any:
+        """Return the block of a gradient; an array where replicas run as a batch."""
+        own = row.worker if workers >= self.blocks else row.worker + workers * row.draw
+        return np.where(np.asarray(row.block) >= 0, row.block, own % self.blocks)[()]
+
+    def message(self, problem: Problem, x_read: np.ndarray, memory: Any, row: Row) -> tuple[Any, Any]:
+        """Return the block's gradient, or its pass, at the version read: SWACD."""
+        bounds = _bounds(x_read.shape[-1], self.blocks)
+        step = 0.0 if self.sweep == "jacobi" else self.parameters(problem).step
+        block = self.block_of(row, memory)
+        if x_read.ndim == 1:
+            return swacd(problem, x_read, bounds[int(block)], step, self.sweep), memory
+        block = np.broadcast_to(block, x_read.shape[:1])
+        parts = []
+        for one in np.unique(block).tolist():
+            places = np.flatnonzero(block == one)
+            x = x_read if places.size == len(x_read) else x_read[places]
+            parts.append(Part(one, places, swacd(problem, x, bounds[one], step, self.sweep)))
+        return parts, memory
+
+    # --- at the server ------------------------------------------------------------------------------------------------
+
+    def apply(self, problem: Problem, state: State, payloads: list[Any], rows: list[Row]) -> State:
+        """Return the state after one update: the blocks moved, and a phase ended if it is at its end."""
+        if state.x.ndim == 1:
+            return self._apply_one(problem, state, payloads, rows)
+        if len(rows) == 1:
+            return self._apply_batch(problem, state, payloads[0], rows[0])
+        return self._apply_each(problem, state, payloads, rows)
+
+    def _move(self, old: np.ndarray, payload: np.ndarray, step: float) -> np.ndarray:
+        moved = old - step * payload if self.sweep == "jacobi" else old + payload
+        return moved if self.projection is None else self.projection(moved)
+
+    def _apply_one(self, problem: Problem, state: State, payloads: list[Any], rows: list[Row]) -> State:
+        phase: Phase = state.extra
+        if phase.kind == DONE:
+            return state._replace(request="stop")
+        by_block: dict[int, list[np.ndarray]] = {}
+        late = phase.late
+        for payload, row in zip(payloads, rows, strict=True):
+            if row.update - row.staleness >= phase.since:
+                by_block.setdefault(int(self.block_of(row, phase.workers)), []).append(payload)
+                late = late + (row.staleness > self.delay_bound)
+        if not by_block:
+            return state._replace(request="go")
+        step, bounds = self.parameters(problem).step, _bounds(state.x.size, self.blocks)
+        x, point, squared = state.x.copy(), phase.point, 0.0
+        if point is not None:
+            point = point.copy()
+        for block, sent in by_block.items():
+            where = bounds[block]
+            payload = sent[0] if len(sent) == 1 else sum(sent[1:], sent[0]) / len(sent)
+            moved = self._move(x[where], payload, step)
+            if point is not None:
+                plain = phase.plain | (phase.kind == ESCAPE)
+                point[where], moved = moved, self._extrapolated(moved, point[where], plain)
+            difference = moved - x[where]
+            squared += float(np.square(difference).sum())
+            x[where] = moved
+        phase = phase._replace(
+            taken=phase.taken + 1, late=late, point=point, lengths=np.append(phase.lengths[1:], squared)
+        )
+        if not self._is_over(problem, phase.kind, phase.taken, squared):
+            return State(x, phase)
+        x, phase, request = self._end_phase(problem, x, phase, rows[0])
+        return State(x, phase, request)
+
+    def _extrapolated(self, moved: np.ndarray, before: np.ndarray, plain: Any) -> np.ndarray:
+        beta = np.where(plain, 0.0, self.momentum)
+        moved = moved + (beta if moved.ndim == 1 else beta[:, None]) * (moved - before)
+        return moved if self.projection is None else self.projection(moved)
+
+    def _apply_batch(self, problem: Problem, state: State, parts: list[Part], row: Row) -> State:
+        phase: Phase = state.extra
+        step, bounds = self.parameters(problem).step, _bounds(state.x.shape[1], self.blocks)
+        used = (row.update - row.staleness >= phase.since) & (phase.kind != DONE)
+        x, point, squared = state.x.copy(), phase.point, np.zeros(len(state.x))
+        if point is not None:
+            point = point.copy()
+        for block, places, payload in parts:
+            of = slice(None) if places.size == len(x) else places
+            old, use = x[of, bounds[block]], used[of]
+            moved = self._move(old, payload, step)
+            if point is not None:
+                before = point[of, bounds[block]]
+                point[of, bounds[block]] = moved if use.all() else np.where(use[:, None], moved, before)
+                moved = self._extrapolated(moved, before, phase.plain[of] | (phase.kind[of] == ESCAPE))
+            if not use.all():
+                moved = np.where(use[:, None], moved, old)
+            squared[of] = np.square(moved - old).sum(axis=-1)
+            x[of, bounds[block]] = moved
+        lengths = np.concatenate([phase.lengths[:, 1:], squared[:, None]], axis=1)
+        phase = phase._replace(
+            taken=phase.taken + used,
+            late=phase.late + (used & (row.staleness > self.delay_bound)),
+            lengths=lengths if used.all() else np.where(used[:, None], lengths, phase.lengths),
+            point=point,
+        )
+        over = np.flatnonzero(used & self._is_over(problem, phase.kind, phase.taken, squared))
+        if over.size:
+            phase = phase.with_fields(None if field is None else np.array(field) for field in phase[1:])
+            for place in over.tolist():
+                one = Row(row.seed, int(row.replica[place]), -1, -1, row.update)
+                x[place], after, _ = self._end_phase(problem, x[place].copy(), phase.of(place), one)
+                for mine, value in zip(phase[1:], after[1:], strict=True):
+                    if mine is not None:
+                        mine[place] = value
+        return State(x, phase, "stop" if (phase.kind == DONE).all() else "go")
+
+    def _apply_each(self, problem: Problem, state: State, payloads: list[list[Part]], rows: list[Row]) -> State:
+        """Apply an update of several gradients, replica by replica."""
+        sent = [
+            {place: value for part in parts for place, value in zip(part.places.tolist(), part.payload, strict=True)}
+            for parts in payloads
+        ]
+        after = []
+        for place, x in enumerate(state.x):
+            mine = [Row(row.seed, *(_at(getattr(row, name), place) for name in Row._fields[1:])) for row in rows]
+            one = State(x, state.extra.of(place))
+            after.append(self._apply_one(problem, one, [values[place] for values in sent], mine))
+        fields = zip(*(one.extra[1:] for one in after), strict=True)
+        phase = state.extra.with_fields(None if field[0] is None else np.array(field) for field in fields)
+        return State(np.array([one.x for one in after]), phase, "stop" if (phase.kind == DONE).all() else "go")
+
+    # --- phases -------------------------------------------------------------------------------------------------------
+
+    def _is_over(self, problem: Problem, kind: Any, taken: Any, squared: Any) -> Any:
+        """Say whether an update, of squared length `squared`, was its phase's last."""
+        known = self.parameters(problem)
+        descent = self.descent or max(self.delay_bound, self.window or self.blocks)
+        long = (squared >= known.large_step**2) | (taken >= descent)
+        return ((kind == DESCENT) & long) | ((kind == ESCAPE) & (taken >= known.escape_time))
+
+    def energy(self, problem: Problem, x: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Return f(x) + c Σ k ‖Δ‖², k = 1 … τ from the oldest of the last τ steps to the newest."""
+        weights = np.arange(1.0, self.delay_bound + 1.0)
+        return problem.value(x) + self.parameters(problem).energy_weight * (lengths @ weights)
+
+    def _end_phase(self, problem: Problem, x: np.ndarray, phase: Phase, row: Row) -> tuple[np.ndarray, Phase, str]:
+        """Return the model and the phase that follow the last update of a phase, for one replica, and a request."""
+        known = self.parameters(problem)
+        energy = float(self.energy(problem, x, phase.lengths))
+        fell = energy - phase.energy <= -known.decrease
+        anew = {"taken": 0, "since": row.update + 1, "lengths": np.zeros(self.delay_bound)}
+        request = "barrier" if self.phase_boundary == "barrier" else "go"
+        if phase.kind == DESCENT and fell:
+            return x, phase._replace(taken=0, energy=energy, anchor=_if_kept(phase, x), plain=False), "go"
+        if phase.kind == DESCENT and phase.anchor is not None and not phase.plain:
+            x = phase.anchor
+            return x, phase._replace(**anew, energy=float(problem.value(x)), point=x, plain=True), request
+        if phase.kind == DESCENT:
+            perturbed = x + in_ball(row, x.size, known.step * known.radius)
+            perturbed = perturbed if self.projection is None else self.projection(perturbed)
+            phase = phase._replace(
+                **anew,
+                kind=ESCAPE,
+                energy=float(problem.value(x)),
+                before=x,
+                point=_if_kept(phase, perturbed),
+                perturbations=phase.perturbations + 1,
+            )
+            return perturbed, phase, request
+        if fell:
+            kept = _if_kept(phase, x)
+            phase = phase._replace(**anew, kind=DESCENT, energy=float(problem.value(x)), anchor=kept, plain=False)
+            return x, phase, request
+        return phase.before, phase._replace(**anew, kind=DONE), "stop"
+
+    # --- what is told about a run -------------------------------------------------------------------------------------
+
+    def measure(self, problem: Problem, state: State, name: str) -> np.ndarray:
+        """Return the energy, or how often the model was perturbed, of each replica."""
+        if name == "energy":
+            return np.asarray(self.energy(problem, state.x, state.extra.lengths))
+        return np.asarray(state.extra.perturbations)
+
+    def facts(self, problem: Problem, state: State) -> dict[str, np.ndarray]:
+        """Return how many perturbations and late gradients each replica had, and whether it came to its own end."""
+        phase: Phase = state.extra
+        return {"perturbations": phase.perturbations, "late": phase.late, "finished": phase.kind == DONE}
+
+
+def _if_kept(phase: Phase, x: np.ndarray) -> np.ndarray | None:
+    return None if phase.point is None else x
+
+
+def _at(field: Any, place: int) -> Any:
+    return field[place] if np.ndim(field) else field
