@@ -47,6 +47,8 @@ class TorchModule(LabelledData):
 
     @model_validator(mode="after")
     def _check_module(self, info: ValidationInfo) -> TorchModule:
+        if ":" not in self.module:
+            raise refuse(f"'module' must be given as package.module:Object, got '{self.module}'")
         self._folder = os.path.realpath(str((info.context or {}).get("folder", ".")))
         if importlib.util.find_spec("torch") is None:
             raise refuse("kind = 'torch' needs PyTorch: pip install 'asyncsim[torch]'")
@@ -138,7 +140,7 @@ class TorchModule(LabelledData):
         for piece in self._pieces():
             loss = self._loss(point, *piece)
             loss.backward()
-            value += float(loss)
+            value += float(loss.detach())
         return np.asarray(value), point.grad.cpu().numpy()
 
     def stochastic_gradient(self, x: np.ndarray, row: Row) -> np.ndarray:

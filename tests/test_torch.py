@@ -1,0 +1,119 @@
+"""PyTorch modules as problems: the same numbers as the networks in numpy, started by address."""
+
+import importlib.util
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from asyncsim.problems import AnyProblem, ConvNetwork, TanhNetwork
+from asyncsim.trace import Row
+
+SEED = 7
+adapter = TypeAdapter(AnyProblem)
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs PyTorch")
+
+
+def build(name, **fields):
+    entry = {"kind": "torch", "module": f"torch_modules:{name}", "device": "cpu", **fields}
+    return adapter.validate_python(entry, context={"folder": str(Path(__file__).parent)})
+
+
+@pytest.fixture
+def pair():
+    """The tanh network in PyTorch and in numpy."""
+    return build("Tanh", arguments={"hidden": 4}, batch=6), TanhNetwork(hidden=4, batch=6)
+
+
+@needs_torch
+def test_the_numbers_are_those_of_the_network_in_numpy(pair):
+    ours, numpy = pair
+    assert ours.dimension == numpy.dimension
+    x, vector = np.random.default_rng(0).normal(size=(2, ours.dimension))
+    row = Row(SEED, 1, 2, 3)
+    assert ours.value(x) == pytest.approx(numpy.value(x), rel=1e-12)
+    assert ours.accuracy(x) == numpy.accuracy(x)
+    np.testing.assert_allclose(ours.gradient(x), numpy.gradient(x), atol=1e-14)
+    np.testing.assert_allclose(ours.stochastic_gradient(x, row), numpy.stochastic_gradient(x, row), atol=1e-14)
+    np.testing.assert_allclose(ours.block_gradient(x, slice(3, 9)), numpy.gradient(x)[3:9], atol=1e-14)
+    np.testing.assert_allclose(ours.hessian_vector(x, vector), numpy.hessian_vector(x, vector), atol=1e-12)
+    assert np.abs(ours.hessian_vector(x, vector)).max() > 1e-3
+
+
+@needs_torch
+def test_pictures_and_the_convolution():
+    """Channels come first in PyTorch, and last in numpy."""
+    ours, numpy = build("Convolution", arguments={"filters": 2}, shape=[1, 8, 8]), ConvNetwork(filters=2)
+    x = np.random.default_rng(0).normal(size=ours.dimension)
+    filters, bias, dense, dense_bias = numpy.parts(x)
+    dense = dense.reshape(10, 2, 9).swapaxes(1, 2)
+    same = np.concatenate([part.ravel() for part in (filters, bias, dense, dense_bias)])
+    assert ours.value(x) == pytest.approx(numpy.value(same), rel=1e-12)
+    assert ours.accuracy(x) == numpy.accuracy(same)
+
+
+@needs_torch
+def test_mean_squared_error():
+    problem = build("Tanh", loss="mse")
+    x = np.zeros(problem.dimension)
+    assert problem.value(x) == pytest.approx(0.1)  # one entry in ten of a unit vector is 1
+    slope = (problem.value(x + 1e-6) - problem.value(x - 1e-6)) / 2e-6
+    assert problem.gradient(x).sum() == pytest.approx(slope, rel=1e-6)
+
+
+@needs_torch
+def test_starts_by_address_and_leaves_the_generator_alone(pair):
+    import torch
+
+    problem = pair[0]
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    together = problem.initial(SEED, [0, 5])
+    assert torch.equal(torch.rand(3), expected)
+    np.testing.assert_array_equal(problem.initial(SEED, 5), together[1])
+    assert not np.array_equal(*together)
+    assert 0.1 / 8 < together[:, : 4 * 64].std() < 1 / 8  # PyTorch's own law, uniform on ±1/√64
+
+
+@needs_torch
+def test_written_down_and_sent_to_another_process(pair):
+    problem = pair[0]
+    again = build("Tanh", arguments={"hidden": 4}, batch=6)
+    assert adapter.dump_python(problem, mode="json") == adapter.dump_python(again, mode="json")
+    x = problem.initial(SEED, 0)
+    problem.gradient(x)
+    sent, known = pickle.loads(pickle.dumps((problem, vars(problem))))
+    vars(sent).update(known)
+    np.testing.assert_array_equal(sent.gradient(x), problem.gradient(x))
+
+
+MISTAKES = {
+    "no_path": ("", {"module": "torch_modules"}, "must be given as package.module:Object"),
+    "no_object": ("Nothing", {}, "cannot load 'torch_modules:Nothing'"),
+    "no_argument": ("Tanh", {"arguments": {"hiden": 3}}, "unexpected keyword argument 'hiden'"),
+    "no_module": ("not_a_module", {}, "is to return a torch.nn.Module, got int"),
+    "no_parameters": ("no_parameters", {}, "has no parameters"),
+    "other_features": ("Tanh", {"dataset": "breast_cancer"}, "fails on a sample of shape (1, 30)"),
+    "shape": ("Convolution", {"shape": [1, 7, 8]}, "has 56 entries, a sample has 64 features"),
+    "device": ("Tanh", {"device": "abacus"}, "'device' 'abacus' cannot be used"),
+    "loss": ("Tanh", {"loss": "hinge"}, "'cross_entropy' or 'mse'"),
+}
+
+
+@needs_torch
+@pytest.mark.parametrize(("name", "fields", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_refused(name, fields, message):
+    with pytest.raises(ValidationError) as error:
+        build(name, **fields)
+    assert message in error.value.errors()[0]["msg"]
+
+
+def test_without_pytorch_one_sentence_says_what_to_install(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    with pytest.raises(ValidationError) as error:
+        adapter.validate_python({"kind": "torch", "module": "own:Net"})
+    assert error.value.errors()[0]["msg"] == "kind = 'torch' needs PyTorch: pip install 'asyncsim[torch]'"
