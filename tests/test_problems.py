@@ -559,9 +559,15 @@ def test_checking_a_problem_loads_nothing_heavy(tmp_path):
         "known = TypeAdapter(AnyProblem).validate_python\n"
         "tables = [dict(kind='softmax', dataset='digits'), dict(kind='logistic', dataset='breast_cancer'),\n"
         "          dict(kind='least_squares', dataset='digits'), dict(kind='online'),\n"
-        f"          dict(kind='logistic', dataset={str(tmp_path / 'two.svm')!r})]\n"
+        f"          dict(kind='logistic', dataset={str(tmp_path / 'two.svm')!r}), dict(kind='saddle', dimension=2),\n"
+        "          dict(kind='saddle_chain', dimension=4), dict(kind='phase_retrieval', dimension=3, samples=9),\n"
+        "          dict(kind='matrix_sensing', size=3, rank=2, samples=9),\n"
+        "          dict(kind='nmf', photograph='china', rank=2),\n"
+        "          dict(kind='matrix_factorization', rows=3, columns=4, rank=2), dict(kind='tsne', samples=50),\n"
+        "          dict(kind='tanh_network', hidden=2), dict(kind='conv_network', filters=1)]\n"
         "print([known(table).dimension for table in tables])\n"
-        "print([name for name in ('sklearn', 'scipy', 'numba', 'pandas', 'pyarrow') if name in sys.modules])\n"
+        "heavy = ('sklearn', 'scipy', 'numba', 'pandas', 'pyarrow', 'PIL', 'torch')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[650, 31, 64, 1, 3]", "[]"]
+    assert done.stdout.splitlines() == ["[650, 31, 64, 1, 3, 2, 4, 3, 6, 2134, 14, 100, 160, 110]", "[]"]

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,22 @@ import pytest
 import asyncsim
 from asyncsim.methods import PROJECTIONS, SGD, STEP_RULES
 from asyncsim.methods.base import Method, State
-from asyncsim.problems import LeastSquares, Logistic, Online, PLExample, Quadratic, Softmax
+from asyncsim.problems import (
+    ConvNetwork,
+    LeastSquares,
+    Logistic,
+    MatrixFactorization,
+    MatrixSensing,
+    NonNegativeFactorization,
+    Online,
+    PhaseRetrieval,
+    PLExample,
+    Quadratic,
+    Saddle,
+    SaddleChain,
+    Softmax,
+    TanhNetwork,
+)
 from asyncsim.replay import Replayer, plan_of, replay
 from asyncsim.scenario import Metrics, Scenario, ScenarioError, build
 from asyncsim.schedule import BatchSchedule
@@ -113,12 +129,23 @@ EVERY_PROBLEM = {
     "pl_example": PLExample(dimension=2, noise=0.1),
     "online": Online(),
     "online_linear": Online(loss="linear"),
+    "saddle": Saddle(dimension=3, noise=0.1, start=0.5),
+    "saddle_chain": SaddleChain(dimension=3),
+    "phase_retrieval": PhaseRetrieval(dimension=3, samples=12, batch=2),
+    "matrix_sensing": MatrixSensing(size=3, rank=1, samples=12, batch=2),
+    "matrix_factorization": MatrixFactorization(rows=4, columns=3, rank=2),
+    "nmf": NonNegativeFactorization(photograph=str(Path(__file__).parent / "cases/valid/data/tiny.png"), rank=2),
+    "tanh_network": TanhNetwork(hidden=2, batch=2),
+    "conv_network": ConvNetwork(filters=1, batch=2),
 }
+#: Problems that take one model at a time, and say so.
+ONE_BY_ONE = {"tsne", "torch"}
 
 
 def test_every_name_is_among_them():
     assert set(asyncsim.methods.METHODS) | set(PROJECTIONS) <= set(EVERY_METHOD)
-    assert set(asyncsim.problems.PROBLEMS) <= set(EVERY_PROBLEM)
+    assert set(asyncsim.problems.PROBLEMS) == {problem.kind for problem in EVERY_PROBLEM.values()} | ONE_BY_ONE
+    assert not any(asyncsim.problems.PROBLEMS[name].batched for name in ONE_BY_ONE)
 
 
 def calls(method, problem, replicas: int) -> int:
