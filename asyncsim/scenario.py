@@ -421,8 +421,9 @@ class Scenario(Spec):
             if self.cluster.server.reply != "after_apply":
                 said = "in shared memory there is no server that could reply before"
                 raise refuse(said, "cluster", "server", "reply")
-            if getattr(self.method, "makes_requests", False):
-                raise refuse("in shared memory nobody can stop all workers: use another backend", "method")
+            asks = getattr(self.method, "makes_requests", False)
+            if asks and getattr(self.method, "asks_for_barriers", True):
+                raise refuse("in shared memory nobody can hold all workers at a barrier: use another backend", "method")
 
     def _method_fits(self) -> None:
         """Refuse a method whose parameters do not go together with the problem and the number of workers."""

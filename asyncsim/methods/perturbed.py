@@ -85,6 +85,8 @@ class PGD(Method):
     projection: AnyProjection | None = None
     measures: ClassVar[tuple[str, ...]] = ("perturbations",)
 
+    asks_for_barriers: ClassVar[bool] = False
+
     @property
     def makes_requests(self) -> bool:
         """Whether the method may ask to stop."""

@@ -8,7 +8,7 @@ whatever delivers messages; `asyncsim.methods.serial` has them as the plain loop
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -26,6 +26,9 @@ from asyncsim.trace import Row
 
 #: The same blocks are cut for every message.
 _bounds = lru_cache(maxsize=64)(block_bounds)
+
+#: f of models of shape (replicas, d).
+Values = Callable[[np.ndarray], np.ndarray]
 
 #: What the method is doing: descending, seeing whether a perturbation helped, or nothing any more.
 DESCENT, ESCAPE, DONE = range(3)
@@ -54,9 +57,9 @@ class Phase(NamedTuple):
     point: np.ndarray | None = None
     plain: Any = False
 
-    def of(self, place: int) -> Phase:
-        """Return the phase of one replica of a batch."""
-        return self.with_fields(None if field is None else field[place] for field in self[1:])
+    def of(self, place: Any) -> Phase:
+        """Return the phase of one or some replicas of a batch; None makes a batch of a single one."""
+        return self.with_fields(None if field is None else np.asarray(field)[place] for field in self[1:])
 
     def with_fields(self, fields: Iterable[Any]) -> Phase:
         """Return a phase of the same workers with other fields, in order."""
@@ -154,6 +157,11 @@ class SEACD(Method):
 
     makes_requests: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = ("energy", "perturbations")
+
+    @property
+    def asks_for_barriers(self) -> bool:
+        """Whether workers are held at phase ends."""
+        return self.phase_boundary == "barrier"
 
     @model_validator(mode="after")
     def _block_by_block(self) -> SEACD:
@@ -302,8 +310,12 @@ class SEACD(Method):
         )
         if not self._is_over(problem, phase.kind, phase.taken, squared):
             return State(x, phase)
-        x, phase, request = self._end_phase(problem, x, phase, rows[0])
-        return State(x, phase, request)
+        alone = rows[0]._replace(replica=np.array([rows[0].replica]))
+        x, phase, void = self._end_phase(
+            problem, x[None], lambda points: np.array([problem.value(points[0])]), phase.of(None), alone
+        )
+        request = "stop" if phase.kind[0] == DONE else "barrier" if void and self.phase_boundary == "barrier" else "go"
+        return State(x[0], phase.of(0), request)
 
     def _extrapolated(self, moved: np.ndarray, before: np.ndarray, plain: Any) -> np.ndarray:
         beta = np.where(plain, 0.0, self.momentum)
@@ -338,13 +350,12 @@ class SEACD(Method):
         )
         over = np.flatnonzero(used & self._is_over(problem, phase.kind, phase.taken, squared))
         if over.size:
-            phase = phase.with_fields(None if field is None else np.array(field) for field in phase[1:])
-            for place in over.tolist():
-                one = Row(row.seed, int(row.replica[place]), -1, -1, row.update)
-                x[place], after, _ = self._end_phase(problem, x[place].copy(), phase.of(place), one)
-                for mine, value in zip(phase[1:], after[1:], strict=True):
-                    if mine is not None:
-                        mine[place] = value
+            some = Row(row.seed, np.asarray(row.replica)[over], -1, -1, row.update)
+            x[over], after, _ = self._end_phase(problem, x[over], problem.value, phase.of(over), some)
+            phase = phase.with_fields(
+                None if field is None else _replaced(field, over, value)
+                for field, value in zip(phase[1:], after[1:], strict=True)
+            )
         return State(x, phase, "stop" if (phase.kind == DONE).all() else "go")
 
     def _apply_each(self, problem: Problem, state: State, payloads: list[list[Part]], rows: list[Row]) -> State:
@@ -371,47 +382,59 @@ class SEACD(Method):
         long = (squared >= known.large_step**2) | (taken >= descent)
         return ((kind == DESCENT) & long) | ((kind == ESCAPE) & (taken >= known.escape_time))
 
-    def energy(self, problem: Problem, x: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Return f(x) + c Σ k ‖Δ‖², k = 1 … τ from the oldest of the last τ steps to the newest."""
+    def energy(self, problem: Problem, loss: Any, lengths: np.ndarray) -> Any:
+        """Return f(x) + c Σ k ‖Δ‖², f(x) = `loss`, k = 1 … τ from the oldest of the last τ steps to the newest."""
         weights = np.arange(1.0, self.delay_bound + 1.0)
-        return problem.value(x) + self.parameters(problem).energy_weight * (lengths @ weights)
+        return loss + self.parameters(problem).energy_weight * (lengths * weights).sum(axis=-1)
 
-    def _end_phase(self, problem: Problem, x: np.ndarray, phase: Phase, row: Row) -> tuple[np.ndarray, Phase, str]:
-        """Return the model and the phase that follow the last update of a phase, for one replica, and a request."""
+    def _end_phase(
+        self, problem: Problem, x: np.ndarray, value: Values, phase: Phase, row: Any
+    ) -> tuple[np.ndarray, Phase, bool]:
+        """Return the models and phases that follow the last update of a phase, and whether what is under way is void.
+
+        `x` has shape (replicas, d), and `value` returns f of such models.
+        """
         known = self.parameters(problem)
-        energy = float(self.energy(problem, x, phase.lengths))
+        loss = value(x)
+        energy = self.energy(problem, loss, phase.lengths)
         fell = energy - phase.energy <= -known.decrease
-        anew = {"taken": 0, "since": row.update + 1, "lengths": np.zeros(self.delay_bound)}
-        request = "barrier" if self.phase_boundary == "barrier" else "go"
-        if phase.kind == DESCENT and fell:
-            return x, phase._replace(taken=0, energy=energy, anchor=_if_kept(phase, x), plain=False), "go"
-        if phase.kind == DESCENT and phase.anchor is not None and not phase.plain:
-            x = phase.anchor
-            return x, phase._replace(**anew, energy=float(problem.value(x)), point=x, plain=True), request
-        if phase.kind == DESCENT:
-            perturbed = x + in_ball(row, x.size, known.step * known.radius)
-            perturbed = perturbed if self.projection is None else self.projection(perturbed)
-            phase = phase._replace(
-                **anew,
-                kind=ESCAPE,
-                energy=float(problem.value(x)),
-                before=x,
-                point=_if_kept(phase, perturbed),
-                perturbations=phase.perturbations + 1,
-            )
-            return perturbed, phase, request
-        if fell:
-            kept = _if_kept(phase, x)
-            phase = phase._replace(**anew, kind=DESCENT, energy=float(problem.value(x)), anchor=kept, plain=False)
-            return x, phase, request
-        return phase.before, phase._replace(**anew, kind=DONE), "stop"
+        descends = phase.kind == DESCENT
+        fails = descends & ~fell
+        undone = fails & ~phase.plain if phase.anchor is not None else np.zeros_like(fails)
+        perturbed, left, done = fails & ~undone, ~descends & fell, ~descends & ~fell
+        anew = ~(descends & fell)
+        before = np.where(perturbed[:, None], x, phase.before)
+        energy = np.where(anew, np.where(done, phase.energy, loss), energy)
+        if undone.any():
+            assert phase.anchor is not None
+            x = np.where(undone[:, None], phase.anchor, x)
+            energy = np.where(undone, value(x), energy)
+        if perturbed.any():
+            which = np.flatnonzero(perturbed)
+            moved = x[which] + in_ball(row, x.shape[1], known.step * known.radius, which)
+            x = np.array(x)
+            x[which] = moved if self.projection is None else self.projection(moved)
+        x = np.where(done[:, None], phase.before, x)
+        phase = phase._replace(
+            kind=np.where(perturbed, ESCAPE, np.where(done, DONE, np.where(left, DESCENT, phase.kind))),
+            taken=np.zeros_like(phase.taken),
+            since=np.where(anew, row.update + 1, phase.since),
+            lengths=np.where(anew[:, None], 0.0, phase.lengths),
+            energy=energy,
+            before=before,
+            perturbations=phase.perturbations + perturbed,
+            anchor=None if phase.anchor is None else x,
+            point=None if phase.point is None else np.where(anew[:, None], x, phase.point),
+            plain=undone,
+        )
+        return x, phase, bool((anew & ~done).any())
 
     # --- what is told about a run -------------------------------------------------------------------------------------
 
     def measure(self, problem: Problem, state: State, name: str) -> np.ndarray:
         """Return the energy, or how often the model was perturbed, of each replica."""
         if name == "energy":
-            return np.asarray(self.energy(problem, state.x, state.extra.lengths))
+            return np.asarray(self.energy(problem, problem.value(state.x), state.extra.lengths))
         return np.asarray(state.extra.perturbations)
 
     def facts(self, problem: Problem, state: State) -> dict[str, np.ndarray]:
@@ -420,8 +443,11 @@ class SEACD(Method):
         return {"perturbations": phase.perturbations, "late": phase.late, "finished": phase.kind == DONE}
 
 
-def _if_kept(phase: Phase, x: np.ndarray) -> np.ndarray | None:
-    return None if phase.point is None else x
+def _replaced(field: np.ndarray, places: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return a copy with these entries replaced."""
+    copy = np.array(field)
+    copy[places] = values
+    return copy
 
 
 def _at(field: Any, place: int) -> Any:

@@ -160,6 +160,8 @@ class SharedWorker:
             memory.log[place] = (*settled, math.nan, *after)
             memory.counter[UNFINISHED] = place + 1
             memory.finish()
+        if state.request == "stop":
+            memory.counter[OVER] = DONE
         self._is_over()
 
     def _is_over(self) -> bool:
