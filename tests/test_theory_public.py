@@ -12,7 +12,7 @@ from asyncsim import theory
 
 FOLDER = Path(theory.__file__).parent
 PAGE = Path(__file__).parent.parent / "docs" / "theory.md"
-EXCEPTIONS = {"lyapunov.py": {"streams"}, "escape.py": {"streams"}}  # the files that need random numbers
+EXCEPTIONS = {"lyapunov.py": {"streams", "compiling"}, "escape.py": {"streams"}}  # the files that need random numbers
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.name)
@@ -23,7 +23,8 @@ def test_theory_stands_alone(path):
             if node.module == "asyncsim":
                 assert {alias.name for alias in node.names} <= allowed
             else:
-                assert node.module.startswith("asyncsim.theory.")
+                within = node.module.removeprefix("asyncsim.")
+                assert within.startswith("theory.") or within in allowed
 
 
 def test_importing_theory_is_light():

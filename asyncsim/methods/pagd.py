@@ -16,13 +16,13 @@ from asyncsim.trace import Row
 
 
 class Path(NamedTuple):
-    """The sequence x_t, its velocity v_t, the update of the last perturbation, and how many there were."""
+    """The sequence x_t, its velocity v_t, the update of the last perturbation, and how often what was done."""
 
     x: np.ndarray
     velocity: np.ndarray
-    perturbed: int = LONG_AGO
-    perturbations: int = 0
-    exploited: int = 0
+    perturbed: np.ndarray
+    perturbations: np.ndarray
+    exploited: np.ndarray
 
 
 class PAGD(Method):
@@ -47,7 +47,6 @@ class PAGD(Method):
     """
 
     kind: Literal["pagd"] = "pagd"
-    batched: ClassVar[bool] = False
     measures: ClassVar[tuple[str, ...]] = ("perturbations",)
     step: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)]
@@ -59,7 +58,9 @@ class PAGD(Method):
 
     def init(self, problem: Problem, x0: np.ndarray, workers: int) -> tuple[State, list[Any]]:
         """Return the state at version 0, at rest; workers keep nothing."""
-        return State(x0, Path(x0, np.zeros_like(x0))), [None] * workers
+        shape = x0.shape[:-1]
+        never = np.zeros(shape, dtype=np.int64)
+        return State(x0, Path(x0, np.zeros_like(x0), np.full(shape, LONG_AGO), never, never)), [None] * workers
 
     def message(self, problem: Problem, x_read: np.ndarray, memory: Any, row: Row) -> tuple[Any, Any]:
         """Return ∇f at the version that the worker read."""
@@ -68,32 +69,37 @@ class PAGD(Method):
     def apply(self, problem: Problem, state: State, payloads: list[Any], rows: list[Row]) -> State:
         """Return the state after one accelerated step, with noise where it is due."""
         y, path, gradient, update = state.x, state.extra, mean_of(payloads), rows[0].update
-        x, velocity = y - self.step * gradient, y - self.step * gradient - path.x
+        x = y - self.step * gradient
+        velocity = x - path.x
         exploit = self._too_concave(problem, path.x, y, gradient)
-        if exploit:
-            x, velocity = self._lowest(problem, path), np.zeros_like(y)
-        perturbed, perturbations = path.perturbed, path.perturbations
-        if update - perturbed > self.escape_time and float(np.linalg.norm(problem.gradient(x))) <= self.epsilon:
-            x = x + in_ball(rows[0], x.size, self.radius)
-            perturbed, perturbations = update, perturbations + 1
-        extra = Path(x, velocity, perturbed, perturbations, path.exploited + exploit)
+        if exploit.any():
+            x = np.where(exploit[..., None], self._lowest(problem, path), x)
+            velocity = np.where(exploit[..., None], 0.0, velocity)
+        perturb = update - path.perturbed > self.escape_time
+        if perturb.any():
+            perturb = perturb & (_norm(problem.gradient(x)) <= self.epsilon)
+            x = np.where(perturb[..., None], x + in_ball(rows[0], x.shape[-1], self.radius), x)
+        perturbed = np.where(perturb, update, path.perturbed)
+        extra = Path(x, velocity, perturbed, path.perturbations + perturb, path.exploited + exploit)
         return State(x + self.momentum * velocity, extra)
 
-    def _too_concave(self, problem: Problem, x: np.ndarray, y: np.ndarray, gradient: np.ndarray) -> bool:
+    def _too_concave(self, problem: Problem, x: np.ndarray, y: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         back = x - y
-        squared = float(np.vdot(back, back))
-        if squared == 0.0:
-            return False
-        bound = float(problem.value(y)) + float(np.vdot(gradient, back)) - 0.5 * self.curvature * squared
-        return float(problem.value(x)) <= bound
+        squared = np.square(back).sum(axis=-1)
+        bound = problem.value(y) + (gradient * back).sum(axis=-1) - 0.5 * self.curvature * squared
+        return np.asarray((squared > 0.0) & (problem.value(x) <= bound))
 
     def _lowest(self, problem: Problem, path: Path) -> np.ndarray:
-        speed = float(np.linalg.norm(path.velocity))
-        if speed >= self.distance:
-            return path.x
-        aside = path.velocity * (self.distance / speed)
-        return min((path.x + aside, path.x - aside), key=lambda point: float(problem.value(point)))
+        speed = _norm(path.velocity)
+        aside = path.velocity * (self.distance / np.where(speed > 0.0, speed, 1.0))[..., None]
+        ahead, behind = path.x + aside, path.x - aside
+        lower = np.where((problem.value(ahead) <= problem.value(behind))[..., None], ahead, behind)
+        return np.where((speed >= self.distance)[..., None], path.x, lower)
 
     def measure(self, problem: Problem, state: State, name: str) -> np.ndarray:
-        """Return how often the run was perturbed."""
+        """Return how often each replica was perturbed."""
         return np.asarray(state.extra.perturbations)
+
+
+def _norm(x: np.ndarray) -> np.ndarray:
+    return np.asarray(np.sqrt(np.square(x).sum(axis=-1)))

@@ -16,8 +16,9 @@ import numpy as np
 def _normals(row: Any, size: int, which: Any) -> np.ndarray:
     from asyncsim import streams
 
-    replica = row.replica if which is None else np.asarray(row.replica)[which]
-    return streams.normals(row.seed, replica, -1, row.update, streams.PERTURBATION, size)
+    replica = np.asarray(row.replica if which is None else np.asarray(row.replica)[which])
+    server, update = np.full(replica.shape, -1), np.full(replica.shape, row.update)
+    return streams.normals(row.seed, replica, server, update, streams.PERTURBATION, size)
 
 
 def _norm(x: np.ndarray) -> np.ndarray:

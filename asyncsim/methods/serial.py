@@ -69,7 +69,7 @@ class Serial:
 
     def energy(self, point: Point) -> float:
         """Return the energy at a point."""
-        return float(self.method.energy(self.problem, point.x, point.lengths))
+        return float(self.method.energy(self.problem, self.problem.value(point.x), point.lengths))
 
     def at_rest(self, x: np.ndarray, updates: int) -> Point:
         """Return a point with no steps to it."""
