@@ -45,7 +45,7 @@ class ReplicaSchedule:
 
     def _windows(self) -> Iterator[Columns]:
         if self.trace.reads is not None:
-            return iter(self.parts())  # all at once, as such a trace is held
+            return (part for part in self.parts() if part["update"].size)  # all at once, as such a trace is held
         return in_windows(self.parts(), window_size(self.trace.workers))
 
     def _begin(self) -> None:

@@ -465,9 +465,11 @@ def test_a_signal_while_workers_start_ends_the_run(settings: dict[str, Any], mon
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Processes, "start", interrupted)
+    recorded = own(real_problems.Bowl(), **settings)
     with pytest.raises(Interrupted) as interrupt:
-        asyncsim.record(own(real_problems.Bowl(), **settings))
+        asyncsim.record(recorded)
     assert interrupt.value.recording.trace.updates.tolist() == [0]
+    assert_replays(recorded, interrupt.value.recording)
 
 
 def test_a_second_signal_interrupts_what_hears_none() -> None:
