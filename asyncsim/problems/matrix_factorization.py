@@ -154,15 +154,21 @@ class Factorization(Problem):
         start, stop, stride = block.indices(self.dimension)
         if stride != 1 or stop <= start:
             return super().sweep(x, block, step)
+        from asyncsim.problems.compiled_sweep import move_rows
+
         x = np.array(x, dtype=np.float64)
-        for one in x.reshape(-1, self.dimension):
-            sides = self._sides(range(start // self.rank, -(-stop // self.rank)))
-            for side, rows in enumerate(sides):
-                if rows.start < rows.stop:
-                    own, other = self.factors(one)[:: 1 - 2 * side]
-                    slopes = np.ascontiguousarray(self._rows_gradient(one, side, rows))
-                    before = self.rank * (rows.start + side * self.shape[0])
-                    _move_rows(own[rows], slopes, self._scale * _gram(other), start - before, stop - before, step)
+        for side, rows in enumerate(self._sides(range(start // self.rank, -(-stop // self.rank)))):
+            if rows.start < rows.stop:
+                own, other = self.factors(x)[:: 1 - 2 * side]
+                before = self.rank * (rows.start + side * self.shape[0])
+                size = self.rank * (rows.stop - rows.start)
+                # Copies, laid out without gaps, so that the compiler makes several numbers at once.
+                moved, slopes, bends = (
+                    np.ascontiguousarray(array).reshape(-1, *array.shape[-2:])
+                    for array in (own[..., rows, :], self._rows_gradient(x, side, rows), self._scale * _gram(other))
+                )
+                move_rows(moved, slopes, bends, max(start - before, 0), min(stop - before, size), step)
+                own[..., rows, :] = moved.reshape(own[..., rows, :].shape)
         return x[..., block]
 
     def hessian_vector(self, x: np.ndarray, vector: np.ndarray) -> np.ndarray:
@@ -182,13 +188,6 @@ class Factorization(Problem):
 def _gram(factor: np.ndarray) -> np.ndarray:
     """Return VᵀV."""
     return factor.swapaxes(-1, -2) @ factor
-
-
-def _move_rows(rows: np.ndarray, slopes: np.ndarray, gram: np.ndarray, start: int, stop: int, step: float) -> None:
-    """Move the coordinates start … stop − 1 of some rows, one after another, in place; see `sweep`."""
-    from asyncsim.problems.compiled_sweep import move_rows
-
-    move_rows(rows, slopes, gram, max(start, 0), min(stop, rows.size), step)
 
 
 class MatrixFactorization(Factorization):
