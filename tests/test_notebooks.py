@@ -53,7 +53,7 @@ def foreign(source):
 
 
 def test_there_are_notebooks():
-    assert {"staleness.ipynb", "momentum.ipynb"} <= {path.name for path in NOTEBOOKS}
+    assert {"staleness.ipynb", "momentum.ipynb", "real_vs_simulated.ipynb"} <= {path.name for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
