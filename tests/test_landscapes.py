@@ -1,5 +1,7 @@
 """Problems that are not convex: derivatives, saddles, minima, stated constants, passes of coordinate descent."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -28,7 +30,7 @@ from asyncsim.problems.tsne import joint_probabilities
 from asyncsim.trace import Row
 
 SEED = 7
-TINY = "tests/cases/valid/data/tiny.png"
+TINY = str(Path(__file__).parent / "cases" / "valid" / "data" / "tiny.png")
 
 CASES = {
     "saddle": Saddle(dimension=4, noise=0.1),

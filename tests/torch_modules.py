@@ -1,6 +1,8 @@
 """PyTorch modules for the tests of `kind = "torch"`, as a user would write them."""
 
-import torch
+import pytest
+
+torch = pytest.importorskip("torch")
 
 
 class Tanh(torch.nn.Sequential):
