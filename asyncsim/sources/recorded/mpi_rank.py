@@ -89,6 +89,7 @@ def _serve(connection: Connection, world: World) -> None:
     reporter = Reporter(connection, server)
     ranks = Ranks(world, interrupts=may_interrupt(scenario), glance=reporter)
     ranks.job = server.job
+    connection.send("watching")
     outcome = serve(server, ranks)
     reporter.report()
     connection.send(Finished(outcome.ended, outcome.interrupted))

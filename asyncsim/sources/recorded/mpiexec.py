@@ -86,6 +86,7 @@ class Parent:
         self.x: np.ndarray | None = None
         self.finished: Finished | None = None
         self.server: Connection | None = None
+        self.watched = False  # whether the server itself looks after the other ranks by now
         self.speaking: dict[Connection, int] = {}  # a rank's connection: its process
         self.silent: list[Connection] = []  # the guards' connections
 
@@ -160,6 +161,8 @@ class Parent:
             self.server = connection
             with contextlib.suppress(OSError):
                 connection.send_bytes(self.task)
+        elif message == "watching":
+            self.watched = True
         elif isinstance(message, Report):
             self.log.begin, self.x = message.begin, message.x
             self.log.rows += message.rows
@@ -177,10 +180,12 @@ class Parent:
             self.silent.remove(connection)
             return
         pid = self.speaking.pop(connection)
-        if self.server is None:  # the others wait for it in MPI; later rank 0 watches them
-            raise BadStart(f"a rank, process {pid}, ended before the run began")
-        if connection is self.server:
+        if connection is self.server and self.watched:
             raise WorkerLost(f"the server, rank 0, died (process {pid}); what it had reported until then is kept")
+        while self.server in self.speaking and self.server.poll():  # it may have said so before this one began
+            self._hear(self.server)
+        if not self.watched:
+            raise BadStart(f"a rank, process {pid}, ended before the run began")
 
     def _end(self) -> None:
         """Let go of the guards, which end their ranks, whereupon mpiexec ends."""
