@@ -120,7 +120,9 @@ class SEACD(Method):
     blocks, window
         Number of blocks, and B_w, the number of updates within which each is updated (`blocks` if left out).
     descent, radius, escape_time, decrease, large_step
-        n, r, T, F and M by hand; n is max(τ, B_w), the others are by the theorem (`theory.escape_parameters`).
+        n, r, T, F and M by hand; n is max(τ, B_w), the others are by the theorem (`theory.escape_parameters`). f is
+        evaluated at the end of each GACD: n by hand says how often, and then no single step ends one unless M is
+        given too. With momentum none does.
     smoothness, hessian_lipschitz
         L and ρ, where the problem's own are not known or not the ones wanted.
     momentum
@@ -335,8 +337,9 @@ class SEACD(Method):
             moved = self._move(old, payload, step)
             if point is not None:
                 before = point[of, bounds[block]]
-                point[of, bounds[block]] = moved if use.all() else np.where(use[:, None], moved, before)
+                kept = moved if use.all() else np.where(use[:, None], moved, before)
                 moved = self._extrapolated(moved, before, phase.plain[of] | (phase.kind[of] == ESCAPE))
+                point[of, bounds[block]] = kept
             if not use.all():
                 moved = np.where(use[:, None], moved, old)
             squared[of] = np.square(moved - old).sum(axis=-1)
@@ -378,9 +381,14 @@ class SEACD(Method):
     def _is_over(self, problem: Problem, kind: Any, taken: Any, squared: Any) -> Any:
         """Say whether an update, of squared length `squared`, was its phase's last."""
         known = self.parameters(problem)
-        descent = self.descent or max(self.delay_bound, self.window or self.blocks)
-        long = (squared >= known.large_step**2) | (taken >= descent)
+        long = squared >= self.long_enough(known)
+        long = long | (taken >= (self.descent or max(self.delay_bound, self.window or self.blocks)))
         return ((kind == DESCENT) & long) | ((kind == ESCAPE) & (taken >= known.escape_time))
+
+    def long_enough(self, known: EscapeParameters) -> float:
+        """Return M², the squared length of a step that ends a GACD; infinite where n is by hand and M is not."""
+        by_hand = self.descent is not None and self.large_step is None
+        return math.inf if by_hand or self.momentum > 0.0 else known.large_step * known.large_step
 
     def energy(self, problem: Problem, loss: Any, lengths: np.ndarray) -> Any:
         """Return f(x) + c Σ k ‖Δ‖², f(x) = `loss`, k = 1 … τ from the oldest of the last τ steps to the newest."""

@@ -79,7 +79,7 @@ class Serial:
         """Return the point after n block updates, or after one that is long enough."""
         for _ in range(self.descent):
             point = self.update(point)
-            if point.lengths[-1] >= self.known.large_step**2:
+            if point.lengths[-1] >= self.method.long_enough(self.known):
                 break
         return point
 
