@@ -11,7 +11,25 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from asyncsim.methods import METHODS, PROJECTIONS, SGD, STEP_RULES, AnyMethod, Ball, Box, NonNegativeOrthant, Simplex
+from asyncsim.methods import (
+    GD,
+    METHODS,
+    PAGD,
+    PGD,
+    PROJECTIONS,
+    PSGD,
+    SGD,
+    STEP_RULES,
+    Adam,
+    AnyMethod,
+    Ball,
+    Box,
+    NoisyGD,
+    NonNegativeOrthant,
+    SaddleNGD,
+    Simplex,
+)
+from asyncsim.methods.perturbation import in_ball
 from asyncsim.methods.steps import StepRuleName
 from asyncsim.problems.base import Problem
 from asyncsim.spec import Floats
@@ -571,3 +589,172 @@ BAD = [
 def test_bad_values_are_refused_by_name(fields, said):
     with pytest.raises(ValidationError, match=said):
         SGD.model_validate(fields)
+
+
+# --- gradient descent with noise, and Adam ------------------------------------------------------------------------
+
+
+class Bowl(Diagonal):
+    """f(x) = ½ Σ λ_i (x_i − 1)², with its value, and a stochastic gradient that is another vector."""
+
+    def value(self, x):
+        return 0.5 * (np.array(self.eigenvalues) * np.square(x - 1.0)).sum(axis=-1)
+
+    def stochastic_gradient(self, x, row):
+        return self.gradient(x) + 100.0
+
+
+REPLICAS = np.arange(20_000)
+
+
+def of_all(update=3):
+    return Row(seed=7, replica=REPLICAS, worker=0, draw=0, update=update)
+
+
+def noise_of(method, update=3):
+    """Return the noise that a method adds in one update to a gradient of 0, for many replicas at once."""
+    x = np.zeros((REPLICAS.size, 3))
+    state, _ = method.init(Bowl(eigenvalues=(1.0, 1.0, 1.0)), x, 1)
+    return method.apply(Bowl(), state, [x], [of_all(update)]).x
+
+
+NOISES = {
+    "psgd": (PSGD(step=0.5, radius=2.0), {"mean_square": 1.0, "largest": math.inf}),
+    "noisy_gd": (NoisyGD(step=0.5), {"mean_square": 0.25, "largest": 0.5}),
+    "saddle_ngd": (SaddleNGD(step=0.5, radius=2.0, every=3), {"mean_square": 4.0, "largest": 2.0}),
+    "pgd": (PGD(step=0.5, epsilon=1.0, radius=2.0, escape_time=9), {"mean_square": 4.0 * 3 / 5, "largest": 2.0}),
+}
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_the_law_of_the_noise(name):
+    """The second moments of normal noise, of the sphere and of the ball in three dimensions; bands of 5 deviations."""
+    method, law = NOISES[name]
+    noise = noise_of(method)
+    squared = np.square(noise).sum(axis=1)
+    assert squared.mean() == pytest.approx(law["mean_square"], abs=5 * max(squared.std(), 1e-9) / math.sqrt(20_000))
+    assert squared.max() <= law["largest"] ** 2 * (1 + 1e-12)
+    covariance = noise.T @ noise / len(noise)
+    np.testing.assert_allclose(covariance, np.eye(3) * law["mean_square"] / 3, atol=0.04 * law["mean_square"])
+    assert np.abs(noise.mean(axis=0)).max() < 5 * math.sqrt(law["mean_square"] / 3 / 20_000)
+    if name == "pgd":
+        inside = (squared < 1.0).mean()  # half the radius: an eighth of the ball, and none of its sphere
+        assert inside == pytest.approx(1 / 8, abs=0.012)
+    if name in ("noisy_gd", "saddle_ngd"):
+        np.testing.assert_allclose(squared, law["mean_square"], rtol=1e-12)
+    assert not (noise_of(method, update=6) == noise).any()  # another update, another address
+    assert (noise_of(method) == noise).all()
+
+
+def test_exact_gradients_are_those_of_the_whole_objective():
+    for method in (GD(step=0.1), NOISES["pgd"][0], SMALL_PAGD):
+        assert (method.message(Bowl(), np.zeros(4), None, row())[0] == Bowl().gradient(np.zeros(4))).all()
+    assert (
+        PSGD(step=0.1, radius=1.0).message(Bowl(), np.zeros(4), None, row())[0] != Bowl().gradient(np.zeros(4))
+    ).all()
+
+
+def test_normalised_steps_have_one_length_and_noise_comes_every_so_often():
+    method = SaddleNGD(step=0.2, radius=0.01, every=4)
+    versions = play(method, Diagonal(), np.array([5.0, 3.0, 2.0, 1.0]), [[0]] * 9)
+    lengths = np.linalg.norm(np.diff(versions, axis=0), axis=1)
+    noisy = np.arange(9) % 4 == 0
+    np.testing.assert_allclose(lengths[~noisy], 0.2, rtol=1e-12)
+    assert (np.abs(lengths[noisy] - 0.2) > 1e-6).all()
+    assert play(method, Diagonal(), np.ones(4), [[0]] * 4)[-1] == pytest.approx(np.ones(4), abs=0.011)  # g = 0
+
+
+def test_noise_comes_once_in_so_many_steps_and_only_where_the_gradient_is_small():
+    method = PGD(step=0.5, epsilon=0.3, radius=0.01, escape_time=6)
+    problem, x0 = Diagonal(eigenvalues=(1.0, 1.0)), np.array([3.0, 1.0])
+    state, _ = method.init(problem, x0, 1)
+    perturbed = []
+    for t in range(30):
+        before = state.x
+        gradient = problem.gradient(before)
+        state = method.apply(problem, state, [gradient], [row(t)])
+        if np.abs(state.x - (before - 0.5 * gradient)).max() > 0:
+            perturbed.append(t)
+            assert np.linalg.norm(gradient) <= 0.3
+            assert np.linalg.norm(state.x - before) <= 0.01
+    assert perturbed == [3, 10, 17, 24]  # ‖g‖ = 2, 1, ½, ¼; then more than six steps apart
+    assert method.measure(problem, state, "perturbations") == 4
+    assert not method.makes_requests
+
+
+def test_perturbed_descent_ends_at_a_minimum_and_goes_on_from_a_saddle():
+    method = PGD(step=0.1, epsilon=0.1, radius=0.01, escape_time=80, decrease=1e-3)
+    assert method.makes_requests
+    bowl, saddle = Bowl(eigenvalues=(1.0, 1.0)), Bowl(eigenvalues=(1.0, -1.0))
+    for problem, ends in ((bowl, True), (saddle, False)):
+        state, _ = method.init(problem, np.ones(2), 1)
+        for t in range(82):
+            state = method.apply(problem, state, [problem.gradient(state.x)], [row(t)])
+        assert (state.request == "stop") is ends
+        assert (state.x.tolist() == [1.0, 1.0]) is ends  # the point before the perturbation
+
+
+def test_adam_is_a_plain_loop():
+    problem, x = Diagonal(), np.array([0.1, -2.0, 0.5, 1.5])
+    versions = play(Adam(step=0.05, beta1=0.8, beta2=0.95), problem, x, [[min(t, 2)] for t in range(50)])
+    m, v, points = np.zeros(4), np.zeros(4), [x]
+    for t in range(50):
+        g = problem.gradient(points[t - min(t, 2)])
+        m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g**2
+        points.append(points[-1] - 0.05 * (m / (1 - 0.8 ** (t + 1))) / (np.sqrt(v / (1 - 0.95 ** (t + 1))) + 1e-8))
+    np.testing.assert_allclose(versions, points, rtol=1e-10, atol=1e-12)
+    rate = play(Adam(step=0.05), problem, x, [[min(t, 2)] for t in range(50)])
+    assert np.abs(rate - versions).max() > 1e-3  # the control
+
+
+SMALL_PAGD = PAGD(step=0.1, momentum=0.8, epsilon=1e-3, radius=1e-3, escape_time=20, curvature=0.5, distance=0.05)
+
+
+class Ridge(Problem):
+    """f(x) = ½ x² − ½ y² + ¼ y⁴."""
+
+    def value(self, x):
+        return 0.5 * x[..., 0] ** 2 - 0.5 * x[..., 1] ** 2 + 0.25 * x[..., 1] ** 4
+
+    def gradient(self, x):
+        return np.stack([x[..., 0], x[..., 1] ** 3 - x[..., 1]], axis=-1)
+
+
+def test_perturbed_accelerated_descent_is_its_loop():
+    """Written from the algorithm: x_t and v_t, with the perturbation at the beginning of the next iteration."""
+    problem, method = Ridge(), SMALL_PAGD
+    x, v, last, exploited, points = np.array([1.0, 0.0]), np.zeros(2), -(10**9), [0, 0], []
+    state, _ = method.init(problem, x, 1)
+    for t in range(150):
+        y = x + 0.8 * v
+        np.testing.assert_allclose(state.x, y, rtol=1e-9, atol=1e-13)
+        points.append(y)
+        g, away = problem.gradient(y), x - y
+        new, velocity = y - 0.1 * g, y - 0.1 * g - x
+        if away.any() and problem.value(x) <= problem.value(y) + g @ away - 0.25 * away @ away:
+            fast = np.linalg.norm(v) >= 0.05
+            aside = v * 0.05 / np.linalg.norm(v)
+            new = x if fast else min(x + aside, x - aside, key=problem.value)
+            velocity = np.zeros(2)
+            exploited[fast] += 1
+        if t - last > 20 and np.linalg.norm(problem.gradient(new)) <= 1e-3:
+            new, last = new + in_ball(row(t), 2, 1e-3), t
+        x, v = new, velocity
+        state = method.apply(problem, state, [problem.gradient(state.x)], [row(t)])
+    assert exploited[0] > 0  # both kinds would do; that there is one at all shows that the branch was gone through
+    assert state.extra.exploited == sum(exploited)
+    assert abs(points[-1][1]) == pytest.approx(1.0, abs=0.01)
+
+
+def test_accelerated_descent_leaves_the_saddle_sooner():
+    problem, replicas = Ridge(), np.arange(20)
+    times = []
+    for method in (SMALL_PAGD, PGD(step=0.1, epsilon=1e-3, radius=1e-3, escape_time=20)):
+        state, _ = method.init(problem, np.zeros((20, 2)), 1)
+        left = np.full(20, np.inf)
+        for t in range(400):
+            left = np.where((np.abs(state.x[:, 1]) > 0.5) & np.isinf(left), t, left)
+            at = Row(seed=7, replica=replicas, worker=0, draw=t, update=t)
+            state = method.apply(problem, state, [problem.gradient(state.x)], [at])
+        times.append(np.median(left))
+    assert times[0] < 0.7 * times[1] < math.inf
