@@ -88,7 +88,7 @@ def row_in_shared_memory() -> Callable[[], None]:
         memory.counter[ROWS] = 0
         for place in range(UPDATES):
             worker._begin_read()
-            memory.log[place] = (0, place, place, place, APPLIED, 0.5, 1.0, 2.0, 3.0, 4.0, place + 1, 7)
+            memory.log[place] = (0, place, place, place, APPLIED, 0.5, 1.0, 2.0, 3.0, 4.0, place + 1, 7, 0)
             memory.counter[ROWS] = place + 1
 
     return run

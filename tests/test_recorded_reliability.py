@@ -94,7 +94,7 @@ def test_100_kills_at_random_moments(name: str, monkeypatch: pytest.MonkeyPatch)
             assert recording.trace.updates.tolist() == [UPDATES]
             assert death != "stop" or not crashes
         else:
-            assert death == "stop"
+            assert death == "stop", recording.ended
             assert f"worker {killer.victim} died (killed by signal 9)" in recording.ended
             slowest = max(slowest, took)
             assert took < 2.0

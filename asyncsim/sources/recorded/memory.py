@@ -43,7 +43,7 @@ AHEAD = 4096
 SPARE = 1 << 16
 
 #: One row: ten columns, the version that it left behind (the one it found, where an update has diverged or there was
-#: none), and the checksum of what the update made.
+#: none), the checksum of that version, and why the run is over with it.
 ROW = np.dtype(
     [
         ("worker", "i8"),
@@ -58,6 +58,7 @@ ROW = np.dtype(
         ("apply_time", "f8"),
         ("version", "i8"),
         ("checksum", "u8"),
+        ("over", "i8"),
     ]
 )
 #: What a worker is doing: the draw that it computes or is about to, and what it read for it.
@@ -164,8 +165,8 @@ class Memory:
         """Return why the rows end the run, which has no more than `last_update` updates; `RUNNING` if they do not."""
         rows = int(self.counter[ROWS])
         last = self.log[rows - 1]
-        if rows and last["update"] == last["version"]:  # the model has stayed where it was
-            return DIVERGED
+        if rows and last["over"] != RUNNING:
+            return int(last["over"])
         if rows and last["version"] >= last_update:
             return DONE
         return FULL if rows == self.layout.rows else RUNNING

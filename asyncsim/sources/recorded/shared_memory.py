@@ -19,6 +19,7 @@ from asyncsim.checksums import checksum
 from asyncsim.methods.base import State
 from asyncsim.sources.recorded.memory import (
     AHEAD,
+    DIVERGED,
     DONE,
     OVER,
     ROWS,
@@ -139,7 +140,7 @@ class SharedWorker:
             memory.reads[place] = versions
         address = Row(job.seed, job.replica, self.worker, row[1], version, version - row[2])
         if address.staleness > job.limit:
-            memory.log[place] = (*row, arrived, arrived, version, 0)
+            memory.log[place] = (*row, arrived, arrived, version, 0, RUNNING)
             memory.counter[ROWS] = place + 1
             self._is_over()
             return
@@ -149,7 +150,7 @@ class SharedWorker:
             finite = math.isfinite(np.vdot(state.x, state.x))
         settled = (*row[:3], version, APPLIED, *row[5:], arrived)
         # As in a replay, the model stays at its last finite version.
-        after = (version + finite, checksum(state.x if finite else x))
+        after = (version + finite, checksum(state.x if finite else x), _why_over(state, finite))
         if finite:
             memory.keep(version + 1, state.extra)
             memory.models[(version + 1) % 2 if versions is None else 1] = state.x
@@ -160,8 +161,6 @@ class SharedWorker:
             memory.log[place] = (*settled, math.nan, *after)
             memory.counter[UNFINISHED] = place + 1
             memory.finish()
-        if state.request == "stop":
-            memory.counter[OVER] = DONE
         self._is_over()
 
     def _is_over(self) -> bool:
@@ -189,6 +188,14 @@ class SharedWorker:
             if memory.counter[OVER] != RUNNING or self._is_over():
                 return
             version, place = memory.version, int(memory.counter[ROWS])
-            memory.log[place] = (*row[:3], version, APPLIED, *row[5:], row[7], now, version + finite, 0)
+            after = (version + finite, 0, _why_over(state, finite))
+            memory.log[place] = (*row[:3], version, APPLIED, *row[5:], row[7], now, *after)
             memory.counter[ROWS] = place + 1
             self._is_over()
+
+
+def _why_over(state: State, finite: bool) -> int:
+    """Return why the run is over with an update, `RUNNING` if it goes on."""
+    if not finite:
+        return DIVERGED
+    return DONE if state.request == "stop" else RUNNING
