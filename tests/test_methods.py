@@ -661,7 +661,7 @@ def test_normalised_steps_have_one_length_and_noise_comes_every_so_often():
     noisy = np.arange(9) % 4 == 0
     np.testing.assert_allclose(lengths[~noisy], 0.2, rtol=1e-12)
     assert (np.abs(lengths[noisy] - 0.2) > 1e-6).all()
-    assert play(method, Diagonal(), np.ones(4), [[0]] * 4)[-1] == pytest.approx(np.ones(4), abs=0.011)  # g = 0
+    assert play(method, Diagonal(), np.ones(4), [[0]])[-1] == pytest.approx(np.ones(4), abs=0.01)  # g = 0
 
 
 def test_noise_comes_once_in_so_many_steps_and_only_where_the_gradient_is_small():
@@ -736,12 +736,12 @@ def test_perturbed_accelerated_descent_is_its_loop():
             aside = v * 0.05 / np.linalg.norm(v)
             new = x if fast else min(x + aside, x - aside, key=problem.value)
             velocity = np.zeros(2)
-            exploited[fast] += 1
+            exploited[int(fast)] += 1
         if t - last > 20 and np.linalg.norm(problem.gradient(new)) <= 1e-3:
             new, last = new + in_ball(row(t), 2, 1e-3), t
         x, v = new, velocity
         state = method.apply(problem, state, [problem.gradient(state.x)], [row(t)])
-    assert exploited[0] > 0  # both kinds would do; that there is one at all shows that the branch was gone through
+    assert sum(exploited) > 0
     assert state.extra.exploited == sum(exploited)
     assert abs(points[-1][1]) == pytest.approx(1.0, abs=0.01)
 
