@@ -41,6 +41,8 @@ MOST_ROWS, MOST_BLOCK_VERSIONS = 1 << 24, 1 << 33
 AHEAD = 4096
 #: Bytes for what a method's server keeps beside the model, more than it needs at the beginning.
 SPARE = 1 << 16
+#: Arrays among that of as many bytes have places of their own, the first so many of them.
+LARGE, MOST_LARGE = 1 << 15, 32
 
 #: One row: ten columns, the version that it left behind (the one it found, where an update has diverged or there was
 #: none), the checksum of that version, and why the run is over with it.
@@ -63,6 +65,8 @@ ROW = np.dtype(
 )
 #: What a worker is doing: the draw that it computes or is about to, and what it read for it.
 DOING = np.dtype([("draw", "i8"), ("reading", "i8"), ("read_version", "i8"), ("read_time", "f8"), ("supplied", "i8")])
+#: Where one of a version's large arrays lies: in which of its two places, and how many bytes; none if 0.
+PLACE = np.dtype([("which", "i8"), ("bytes", "i8")])
 
 # Places in the vector of counters.
 ROWS, OVER, UNFINISHED, COUNTERS = range(4)
@@ -97,6 +101,10 @@ class Layout:
             "models": (np.dtype("f8"), (2, self.dimension)),
             "extra_size": (np.dtype("i8"), (2,)),
             "extra": (np.dtype("u1"), (2, self.extra)),
+            "large": (np.dtype("u1"), (2, self.extra)),
+            "large_start": (np.dtype("i8"), (MOST_LARGE,)),
+            "large_room": (np.dtype("i8"), (MOST_LARGE,)),
+            "large_place": (PLACE, (2, MOST_LARGE)),
             "log": (ROW, (self.rows,)),
             "reads": (np.dtype("i8"), (self.rows, self.blocks)),
         }
@@ -117,6 +125,10 @@ class Memory:
     models: np.ndarray
     extra_size: np.ndarray
     extra: np.ndarray
+    large: np.ndarray
+    large_start: np.ndarray
+    large_room: np.ndarray
+    large_place: np.ndarray
     log: np.ndarray
     reads: np.ndarray
 
@@ -190,16 +202,54 @@ class Memory:
                     self.counter[ROWS] = rows + 1
 
     def kept(self, version: int) -> Any:
-        """Return what the server keeps beside a version."""
+        """Return what the server keeps beside a version; its large arrays are shared memory, and not to be written."""
         size = int(self.extra_size[version % 2])
-        return pickle.loads(self.extra[version % 2, :size].tobytes()) if size else None
+        places = enumerate(self.large_place[version % 2].tolist())
+        arrays = [self._large(number, *place).toreadonly() for number, place in places if place[1]]
+        return pickle.loads(self.extra[version % 2, :size].data, buffers=arrays) if size else None
 
     def keep(self, version: int, what: Any) -> None:
-        """Write what the server keeps beside a version, not yet current."""
-        data = b"" if what is None else pickle.dumps(what, protocol=5)
+        """Write what the server keeps beside a version, not yet current.
+
+        Each large array of version 0 has two places. One that is still the current version's stays where it is; another
+        goes to the place that the current version does not use. What finds no room there goes with the small ones.
+        """
+        current, places = self.large_place[(version - 1) % 2]["which"].tolist(), self.large_place[version % 2]
+        places["bytes"] = 0
+        number = 0
+
+        def put(buffer: pickle.PickleBuffer) -> bool:
+            """Say whether the array goes with the small ones; otherwise see that it is in a place of its own."""
+            nonlocal number
+            data = buffer.raw()
+            if data.nbytes < LARGE or number == MOST_LARGE:
+                return True
+            if version == 0:
+                self.large_start[number] = self.large_room[:number].sum()
+                self.large_room[number] = -(-data.nbytes // 64) * 64
+            if data.nbytes > self.large_room[number]:
+                return True
+            which = current[number]
+            if _address(data) != _address(self._large(number, which, data.nbytes)):
+                which = 1 - which
+                self._large(number, which, data.nbytes)[:] = data
+            places[number] = which, data.nbytes
+            number += 1
+            return False
+
+        data = b"" if what is None else pickle.dumps(what, protocol=5, buffer_callback=put)
         if len(data) > self.layout.extra:
             raise RuntimeError(
                 f"what the method keeps has grown to {len(data):,} bytes, from {self.layout.extra - SPARE:,}"
             )
         self.extra[version % 2, : len(data)] = np.frombuffer(data, dtype=np.uint8)
         self.extra_size[version % 2] = len(data)
+
+    def _large(self, number: int, which: int, size: int) -> memoryview:
+        """Return the first bytes of a large array's place."""
+        start = int(self.large_start[number])
+        return self.large[which, start : start + size].data
+
+
+def _address(data: memoryview) -> int:
+    return int(np.frombuffer(data, dtype=np.uint8).ctypes.data)
