@@ -85,6 +85,11 @@ def swacd(problem: Problem, x: np.ndarray, block: slice, step: float, sweep: str
     return problem.sweep(x, block, step) - x[..., block]
 
 
+def squared_length(x: np.ndarray) -> np.ndarray:
+    """Return ‖x‖², in one pass over x and without BLAS, whose threads would change the bits."""
+    return np.asarray(np.einsum("...i,...i->...", x, x))
+
+
 class SEACD(Method):
     """Saddle-escaping asynchronous coordinate descent.
 
@@ -304,8 +309,7 @@ class SEACD(Method):
             if point is not None:
                 plain = phase.plain | (phase.kind == ESCAPE)
                 point[where], moved = moved, self._extrapolated(moved, point[where], plain)
-            difference = moved - x[where]
-            squared += float(np.square(difference).sum())
+            squared += float(squared_length(moved - x[where]))
             x[where] = moved
         phase = phase._replace(
             taken=phase.taken + 1, late=late, point=point, lengths=np.append(phase.lengths[1:], squared)
@@ -342,7 +346,7 @@ class SEACD(Method):
                 point[of, bounds[block]] = kept
             if not use.all():
                 moved = np.where(use[:, None], moved, old)
-            squared[of] = np.square(moved - old).sum(axis=-1)
+            squared[of] = squared_length(moved - old)
             x[of, bounds[block]] = moved
         lengths = np.concatenate([phase.lengths[:, 1:], squared[:, None]], axis=1)
         phase = phase._replace(

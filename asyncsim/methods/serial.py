@@ -12,7 +12,7 @@ import numpy as np
 
 from asyncsim.blocks import block_bounds
 from asyncsim.methods.perturbation import in_ball
-from asyncsim.methods.seacd import SEACD, swacd
+from asyncsim.methods.seacd import SEACD, squared_length, swacd
 from asyncsim.problems.base import Problem
 from asyncsim.trace import Row
 
@@ -62,7 +62,7 @@ class Serial:
         moved = x[block] - self.known.step * sent if method.sweep == "jacobi" else x[block] + sent
         if method.projection is not None:
             moved = method.projection(moved)
-        squared = float(np.square(moved - x[block]).sum())
+        squared = float(squared_length(moved - x[block]))
         x[block] = moved
         self.versions.append(x)
         return Point(x, np.append(point.lengths[1:], squared), point.updates + 1)
