@@ -1,0 +1,135 @@
+"""The tables and the picture of `factorization.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from factorization_costs import DESCENT, WORKERS
+from timing import commit, machine
+
+from asyncsim.figures import COLOURS, GREY, finish, new_figure, save
+
+REPORT = """# Factorizing a photograph: SEACD in parallel, gradient descent, scikit-learn
+
+Made by `python benchmarks/factorization.py` at commit {commit} on {machine}.
+
+{picture}. What is compared, and how, is said at the head of `factorization.py`.
+
+## Wall time to the same mean squared error
+
+Seconds to the error in the second column. GD: projected gradient descent, one thread, in the way that takes fewer
+operations. "times": how many times longer it took than SEACD. "busy" is the share of gradient descent's wall time in
+which it ran; where it is not near 1, the machine was not quiet, and the row says little.
+
+Both with one step:
+
+{same}
+
+Each with its own best step; (iterations) of scikit-learn, "> {limit:g}" where it was not there within so many seconds:
+
+{own}
+
+Steps, in units of 1/L, L = 14σ₁/mn:
+
+{steps}
+
+## Work
+
+10⁹ floating-point operations of an iteration of gradient descent, through Gram matrices or through one residual that
+both factors share, and of SEACD's two blocks, which share nothing. "at most" is the ratio of gradient descent's lesser
+to the larger block's: about so many times faster can two workers be where a pass of either brings as much, and nothing
+but gradients takes time. Then wall time in milliseconds: an iteration of gradient descent as raced, the same through
+the residual (in the ratio of processor times), and two updates of the running workers, gradients or passes in sequence.
+
+{works}
+
+## What SEACD does beside gradients
+
+Milliseconds of processor time, and percent of a pass of {descent} updates: the energy is evaluated once in those. With
+n updates to a pass of GACD, n = 2 being what two blocks ask for at least, its share is {descent}/n times this.
+
+{costs}
+
+## Coordinate-sequential passes
+
+Nanoseconds of processor time for each coordinate of a block: the compiled pass, of which "gradient alone" is the block
+gradient that it starts from; the same loop run by Python, without that gradient; and one block gradient for each
+coordinate, which is how a pass is defined.
+
+{sweeps}
+
+![How many times faster SEACD was](factorization.png)
+"""
+
+
+def table(head: str, rows: list[list[Any]]) -> str:
+    """Return a table in Markdown; numbers get three digits."""
+    names = head.split(" | ")
+    lines = [f"| {head} |", "|---:" * len(names) + "|"]
+    for row in rows:
+        lines.append(
+            "| " + " | ".join(f"{entry:.3g}" if isinstance(entry, float) else str(entry) for entry in row) + " |"
+        )
+    return "\n".join(lines)
+
+
+def report(results: dict[int, dict[str, Any]], picture: str, limit: float) -> str:
+    """Return all tables."""
+    rows: dict[str, list[list[Any]]] = {name: [] for name in ("same", "own", "steps", "works", "costs", "sweeps")}
+    for rank, found in results.items():
+        same, own, ops, cost = found["same"], found["own"], found["work"], found["costs"]
+        cd, wall = own["scikit_learn"], found["milliseconds"]
+        learnt = f"> {limit:g}" if cd["seconds"] is None else f"{cd['seconds']:.3g} ({cd['iterations']})"
+        rows["same"].append([rank, same["error"], same["gd"], same["seacd"], _times(same, "seacd"), found["busy"]])
+        seacd = own["seacd"], _times(own, "seacd"), own["sequence"], _times(own, "sequence")
+        rows["own"].append([rank, own["error"], own["gd"], *seacd, own["two_threads"], learnt])
+        rows["steps"].append([rank, *(found["steps"][name] for name in ("same", "gd", "jacobi", "gauss_seidel"))])
+        rows["works"].append(
+            [rank, ops["gram"], ops["residual"], " + ".join(f"{part:.3g}" for part in ops["blocks"]), at_most(ops)]
+            + [wall[name] for name in ("iteration", "residual", "seacd", "sequence")]
+        )
+        gacd = DESCENT / WORKERS * cost["pass"]
+        each = {name: 1 if name == "energy" else DESCENT for name in cost}
+        shown = (f"{cost[name]:.3g} ({100 * each[name] * cost[name] / gacd:.2g} %)" for name in list(cost)[1:])
+        rows["costs"].append([rank, cost["pass"], *shown])
+        names = "compiled", "gradient alone", "python", "definition"
+        rows["sweeps"].append([rank, *(found["sweeps"][name] for name in names)])
+    heads = {
+        "same": "rank | error | GD | SEACD | times | busy",
+        "own": "rank | error | GD | SEACD | times | in sequence | times | GD, 2 threads | scikit-learn",
+        "steps": "rank | same | GD | SEACD | in sequence",
+        "works": "rank | Gram | residual | two blocks | at most | GD | by residual | 2 updates | in sequence",
+        "costs": "rank | both gradients | energy | recording | kept state | update itself | other copies",
+        "sweeps": "rank | compiled | gradient alone | the loop in Python | definition",
+    }
+    tables = {name: table(head, rows[name]) for name, head in heads.items()}
+    return REPORT.format(commit=commit(), machine=machine(), picture=picture, descent=DESCENT, limit=limit, **tables)
+
+
+def _times(found: dict[str, float], name: str) -> str:
+    return f"**{found['gd'] / found[name]:.2f}**"
+
+
+def at_most(ops: dict[str, Any]) -> float:
+    """Return how many times less work the larger block is than an iteration of gradient descent."""
+    return float(min(ops["gram"], ops["residual"]) / max(ops["blocks"]))
+
+
+def draw(results: dict[int, dict[str, Any]], path: Path) -> None:
+    """Draw how many times faster SEACD was at each rank."""
+    figure, ax = new_figure()
+    ranks = list(results)
+    curves = ("same", "seacd", "same step"), ("own", "seacd", "each its best step"), ("own", "sequence", "in sequence")
+    for colour, (part, name, label) in zip(COLOURS, curves, strict=False):
+        ratios = [results[rank][part]["gd"] / results[rank][part][name] for rank in ranks]
+        ax.plot(ranks, ratios, color=colour, marker="o", markersize=5, label=label)
+    bound = [at_most(found["work"]) for found in results.values()]
+    ax.plot(ranks, bound, color=GREY, linestyle=":", label="gradients alone, by operations")
+    ax.axhline(1.5, color=GREY, linewidth=0.8)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xticks(ranks, [str(rank) for rank in ranks])
+    ax.minorticks_off()
+    finish(ax, "rank $k$", "times faster than gradient descent")
+    save(figure, path)
