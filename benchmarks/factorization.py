@@ -13,7 +13,7 @@ trace: a replay of it gives the error at a hundred versions, and the last versio
 
 Costs of SEACD beside gradients, and of a compiled sweep, are processor time. All else is wall time and wants a quiet
 machine: "busy" in the table is the share of the wall time of gradient descent in which it ran. What is done is kept
-in factorization.partial.json, rank by rank, so that a run that was cut off goes on where it was.
+among the temporary files, rank by rank, so that a run that was cut off goes on where it was.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SECONDS, QUICK_SECONDS = 2.0, 0.3
 #: Steps that are tried, in units of 1/L, L = 14σ₁/mn. A pass in sequence allows larger ones, the more so at high rank.
 STEPS = {
     "jacobi": [2 ** (half / 2) for half in range(2, 9)],
-    "gauss_seidel": [2 ** (half / 2) for half in range(5, 17)],
+    "gauss_seidel": [2 ** (half / 2) for half in range(7, 17)],
 }
 #: Share of the passes for which a step is tried.
 TRIAL = 0.25
@@ -236,7 +236,7 @@ def race(problem: NonNegativeFactorization, budget: float, say: Callable[[str], 
         two_threads = descend(both, x, best["gd"], max(10, passes // 2))[1]
     say("gradient descent")
     jacobi = {step: recorded(problem, seacd(step), passes) for step in {same, best["jacobi"]}}
-    sequence = recorded(problem, seacd(best["gauss_seidel"], "gauss_seidel"), max(10, passes // 2))
+    sequence = recorded(problem, seacd(best["gauss_seidel"], "gauss_seidel"), passes)
     say("SEACD")
     # The error that both have reached; that of the candidates' own best steps is one for all.
     own = max(gd[best["gd"]][0].min(), jacobi[best["jacobi"]][1].min(), sequence[1].min())
@@ -263,7 +263,7 @@ def race(problem: NonNegativeFactorization, budget: float, say: Callable[[str], 
             "iteration": 1e3 * iteration,
             "residual": 1e3 * iteration * each["residual"] / each["as the problem does"],
             "seacd": 1e3 * float(jacobi[same][0][-1]) / passes,
-            "sequence": 1e3 * float(sequence[0][-1]) / max(10, passes // 2),
+            "sequence": 1e3 * float(sequence[0][-1]) / passes,
         },
     }
 
@@ -273,7 +273,7 @@ def race(problem: NonNegativeFactorization, budget: float, say: Callable[[str], 
 @click.option("--quick", is_flag=True, help="Two ranks and short runs; writes nothing.")
 def main(file: str | None, quick: bool) -> None:
     """Factor a photograph (FILE, or one of scikit-learn's), and write factorization.md and factorization.png."""
-    partial_results = HERE / "factorization.partial.json"
+    partial_results = Path(tempfile.gettempdir(), "asyncsim-factorization.json")
     with tempfile.TemporaryDirectory() as folder:
         path = photograph(file, folder)
         shown = "scikit-learn's photograph of a Chinese temple, enlarged" if file is None else f"`{Path(file).name}`"
