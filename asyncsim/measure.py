@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from asyncsim.certificate import smallest_eigenvalue
-from asyncsim.scenario import Metrics, ScenarioError
+from asyncsim.scenario import PLANE_METRICS, Metrics, ScenarioError
 from asyncsim.trace import Trace
 
 #: Points of a curve where the scenario does not say how many.
@@ -18,7 +19,8 @@ DEFAULT_POINTS = 100
 def metric_functions(problem: Any, names: tuple[str, ...]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Return the function x ↦ value of each named metric that needs nothing but the model.
 
-    loss f(x); suboptimality f(x) − f*; grad_norm ‖∇f(x)‖; distance ‖x − x*‖; accuracy as the problem defines it.
+    loss f(x); suboptimality f(x) − f*; grad_norm ‖∇f(x)‖; distance ‖x − x*‖; accuracy as the problem defines it;
+    x1 and x2 its first coordinates.
     Raises `ScenarioError` where the problem does not know its f* or x*, or has no accuracy.
     """
 
@@ -43,11 +45,17 @@ def metric_functions(problem: Any, names: tuple[str, ...]) -> dict[str, Callable
             except NotImplementedError:
                 raise ScenarioError("metrics.record: 'accuracy' needs a classification problem") from None
             functions[name] = problem.accuracy
+        elif name in PLANE_METRICS:
+            functions[name] = partial(_coordinate, PLANE_METRICS.index(name))
         elif name == "lambda_min":
             functions[name] = _smallest_eigenvalue(problem)
         elif name == "regret" and not hasattr(problem, "played_loss"):
             raise ScenarioError("metrics.record: 'regret' needs problem.kind = 'online'")
     return functions
+
+
+def _coordinate(place: int, x: np.ndarray) -> np.ndarray:
+    return x[..., place]
 
 
 def _suboptimality(problem: Any, lowest: float) -> Callable[[np.ndarray], np.ndarray]:

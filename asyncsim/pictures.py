@@ -16,9 +16,10 @@ from asyncsim.documents import ScenarioError
 from asyncsim.export import beginning, has_timeline
 from asyncsim.noise import staleness_counts
 from asyncsim.prediction import staleness_law
-from asyncsim.results import SCENARIO
+from asyncsim.problems.base import complete
+from asyncsim.results import SCENARIO, scenario_folder
 from asyncsim.runs import Run
-from asyncsim.scenario import build
+from asyncsim.scenario import METHOD_METRICS, PLANE_METRICS, build
 from asyncsim.staleness import histogram_of
 from asyncsim.sweep import CURVES, TUNED, read_results
 
@@ -32,6 +33,9 @@ SHOWN_UPDATES = 60
 
 #: More lines than this in one picture tell nothing.
 MOST_LINES = 10
+
+#: Longer labels are cut down to what tells them apart.
+LONGEST_LABEL = 40
 
 Picture = tuple[str, Callable[[Any], Any]]
 
@@ -49,12 +53,39 @@ def draw_run(run: Run, folder: Path) -> list[Path]:
         law = _law(scenario, counts.size)
         chosen.append(("staleness", lambda ax: plots.staleness_histogram(ax, frame, theory=law)))
     if run.metric_names:
-        metric = run.metric_names[0]
-        chosen.append(("loss", lambda ax: plots.loss(ax, run.metrics, metric=metric)))
+        chosen += _measured(run.metrics, list(run.metric_names))
+        chosen += _landscape(run.metrics, scenario, folder)
     if run.trace.updates.any() and has_timeline(run.trace):
         first = beginning(run.trace, SHOWN_UPDATES).to_frame()
         chosen.append(("timeline", lambda ax: plots.timeline(ax, first, updates=SHOWN_UPDATES, time_unit=unit)))
     return _draw(chosen, folder, scenario.get("description", ""))
+
+
+def _measured(frame: DataFrame, names: list[str]) -> Iterator[Picture]:
+    """Yield each metric against updates, the first one as "loss"; the energy with the perturbations beside it."""
+    for place, metric in enumerate(names):
+        if place == 0 or metric not in (*METHOD_METRICS, *PLANE_METRICS):
+            yield ("loss" if place == 0 else metric), partial(plots.loss, frame=frame, metric=metric)
+    if "energy" in names:
+        yield "energy", partial(plots.energy, frame=frame)
+
+
+def _landscape(frame: DataFrame, scenario: dict[str, Any], folder: Path) -> Iterator[Picture]:
+    """Yield the ways through the plane, where they were measured and there are no further coordinates."""
+    if not set(PLANE_METRICS) <= set(frame["metric"].unique()):
+        return
+    whole = {key: value for key, value in scenario.items() if key != "sweep"}
+    problem = complete(build(whole, folder=scenario_folder(folder)).problem)
+    if problem.dimension != 2:
+        return
+    keys = ["replica", "update", *(["label"] if "label" in frame else [])]
+    rows = frame[frame["metric"].isin(PLANE_METRICS)].astype({"metric": str})
+    points = rows.pivot_table(index=keys, columns="metric", values="value", sort=False).reset_index()
+
+    def value(x: np.ndarray) -> np.ndarray:
+        return problem.value(x) if problem.batched else np.array([problem.value(one) for one in x])
+
+    yield "landscape", lambda ax: plots.landscape(ax, points, value)
 
 
 def draw_comparison(comparison: Comparison, path: Path) -> Path:
@@ -107,9 +138,13 @@ def draw_sweep(folder: Path) -> list[Path]:
     tune = sweep.get("tune") or ()
     paths.sort(key=lambda path: path in ((tune,) if isinstance(tune, str) else tune))  # labels name what was compared
     chosen = [*_over_workers(results, tuned, paths), *_regret(results, paths, scenario)]
+    chosen += _scaling(results, tuned, paths)
     chosen += [*_times(results, unit, tuned, paths), *_differences(tuned, paths, str(sweep.get("by")), unit)]
     if any((folder / CURVES).glob("*.parquet")):
-        chosen += _curves(read_results(folder, CURVES), unit, tuned, paths)
+        curves = read_results(folder, CURVES)
+        chosen += _curves(curves, unit, tuned, paths)
+        if not any(path.startswith("problem.") or path == "problem" for path in paths):
+            chosen += _landscape(_labelled(_best(curves, tuned, paths), paths), scenario, folder)
     return _draw(chosen, folder, scenario.get("description", ""))
 
 
@@ -173,6 +208,42 @@ def _regret(results: DataFrame, paths: list[str], scenario: dict[str, Any]) -> I
         yield "_".join(["regret", *_words(name)]), partial(plots.regret, frame=rows, slope=slope)
 
 
+def _scaling(results: DataFrame, tuned: DataFrame | None, paths: list[str]) -> Iterator[Picture]:
+    """Yield what runs took against a number of the problem or the method that takes four values or more.
+
+    That is the updates to the target or, without one, to the end of a method that ends itself.
+    """
+    import pandas as pd
+
+    numbers = [
+        path
+        for path in paths
+        if path.startswith(("problem.", "method."))
+        and pd.api.types.is_numeric_dtype(results[path])
+        and results[path].nunique() >= 4
+    ]
+    if tuned is not None or not numbers:
+        return
+    number = numbers[0]
+    if "updates_to_target" in results:
+        value, measured = results["updates_to_target"], "updates to target"
+    elif "certificate" in results and "finished" in results:
+        value, measured = results["updates"].where(results["finished"]), "updates to the method's own end"
+    else:
+        return
+    moving = [path for path in paths if results.groupby(path, dropna=False)[number].nunique().max() > 1]
+    frame = _labelled(results, [path for path in moving if path != number])
+    frame = frame[["replica", "label"]].assign(number=results[number], value=value.astype(float))
+    if value.notna().any() and frame["label"].nunique() <= MOST_LINES:
+        frame = frame if frame["label"].nunique() > 1 else frame.drop(columns="label")
+        said = _said(number)
+        yield "scaling", lambda ax: plots.scaling(ax, frame, name=said, measured=measured)
+
+
+def _said(path: str) -> str:
+    return path.rpartition(".")[2].replace("_", " ")
+
+
 def _times(results: DataFrame, unit: str, tuned: DataFrame | None, paths: list[str]) -> Iterator[Picture]:
     """Yield the time to the target, one bar per (best) cell; theory: the updates over the formula's throughput."""
     if "time_to_target" not in results or results["time_to_target"].isna().all():
@@ -207,8 +278,9 @@ def _curves(curves: DataFrame, unit: str, tuned: DataFrame | None, paths: list[s
     frame = _labelled(_best(curves, tuned, paths), paths)
     if not 0 < frame["label"].nunique() <= MOST_LINES:
         return
-    metric = str(frame["metric"].iloc[0])
-    yield "loss", lambda ax: plots.loss(ax, frame, metric=metric)
+    names = [str(name) for name in frame["metric"].unique()]
+    metric = names[0]
+    yield from _measured(frame, [name for name in names if name != "energy"])
     if frame["time"].notna().all():
         yield "loss_time", lambda ax: plots.loss(ax, frame, metric=metric, against="time", time_unit=unit)
 
@@ -225,15 +297,29 @@ def _labelled(frame: DataFrame, paths: list[str]) -> DataFrame:
             telling.append(path)
     if not telling:
         return frame.assign(label="")
+    frame = frame.assign(**{path: _short(frame[path]) for path in telling})
     if len(telling) == 1 and not _is_number(frame[telling[0]].iloc[0]):
         return frame.assign(label=frame[telling[0]].map(label))
     said = [frame[path].map(_named(path)) for path in telling]
     return frame.assign(label=[", ".join(filter(None, words)) for words in zip(*said, strict=True)])
 
 
+def _short(values: Any) -> Any:
+    """Return tables in words by their kind alone, where the words are many and no other table is of that kind."""
+    if _is_number(values.iloc[0]):
+        return values
+    kinds = [str(value).split(" ")[0] for value in values.unique()]
+
+    def short(value: Any) -> Any:
+        kind = str(value).split(" ")[0]
+        return kind if len(str(value)) > LONGEST_LABEL and kinds.count(kind) == 1 else value
+
+    return values.map(short)
+
+
 def _named(path: str) -> Callable[[Any], str]:
     """Return how a value of this path is said in a label: a number with its name, a word alone, "yes" by its name."""
-    name = path.rpartition(".")[2].replace("_", " ")
+    name = _said(path)
 
     def said(value: Any) -> str:
         if isinstance(value, bool | np.bool_):

@@ -32,12 +32,15 @@ from asyncsim.figures import (
     whole_numbers,
     worker_axis,
 )
+from asyncsim.saddle_plots import energy, landscape, scaling
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
 __all__ = [
+    "energy",
+    "landscape",
     "loss",
     "momentum_sweep",
     "new_figure",
@@ -45,6 +48,7 @@ __all__ = [
     "paired_differences",
     "regret",
     "save",
+    "scaling",
     "staleness_histogram",
     "staleness_tails",
     "time_to_target",

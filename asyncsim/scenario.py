@@ -44,6 +44,8 @@ LONGEST_TIME = 1e100
 MODEL_METRICS = ("loss", "suboptimality", "grad_norm", "distance", "accuracy", "regret", "lambda_min")
 #: What only some methods can tell about the model and what they keep beside it.
 METHOD_METRICS = ("energy", "perturbations")
+#: Where the model is: its first two coordinates, which are all there is of a model in the plane.
+PLANE_METRICS = ("x1", "x2")
 #: What can be measured on a whole run, from its replicas.
 RUN_METRICS = ("momentum", "rate")
 
@@ -221,15 +223,15 @@ class Metrics(Spec):
     """What to measure and when: every so many updates, or at this many points of a time grid.
 
     `record` names metrics of the model (loss, suboptimality, grad_norm, distance, accuracy, regret, lambda_min: the
-    Hessian's smallest eigenvalue), of the method (energy, perturbations) and of the run (momentum: fitted from the
-    replicas; rate: decay of the root mean square distance to the minimizer). `target`, such as "loss < 0.5", asks for
-    the time and the number of updates to reach it.
+    Hessian's smallest eigenvalue; x1 and x2: its first coordinates), of the method (energy, perturbations) and of the
+    run (momentum: fitted from the replicas; rate: decay of the root mean square distance to the minimizer). `target`,
+    such as "loss < 0.5", asks for the time and the number of updates to reach it.
     """
 
     every: Annotated[int, Field(ge=1, le=MAX_UPDATES)] | None = None
     at_times: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
     record: Annotated[
-        tuple[Literal[(*MODEL_METRICS, *METHOD_METRICS, *RUN_METRICS)], ...],  # type: ignore[valid-type]
+        tuple[Literal[(*MODEL_METRICS, *METHOD_METRICS, *PLANE_METRICS, *RUN_METRICS)], ...],  # type: ignore[valid-type]
         Field(strict=False),
     ] = ("loss",)
     target: Condition | None = None
@@ -491,6 +493,8 @@ def _what_lacks(problem: Any, method: Any, metric: str) -> str | None:
         return "a method that keeps one" if metric == "energy" else "a method that perturbs the model when it must"
     if metric == "lambda_min" and getattr(type(problem), "hessian_vector", None) in (None, Problem.hessian_vector):
         return "a problem with Hessian-vector products"
+    if metric == "x2" and complete(problem).dimension < 2:
+        return "a problem with two coordinates"
     # The minimizers of regression problems take a while to compute, and it is known beforehand which of them have one.
     if isinstance(problem, LeastSquares) or getattr(problem, "l2", 0.0) > 0:
         return None

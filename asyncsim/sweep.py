@@ -266,6 +266,9 @@ def results_of(cell: Cell, run: Run, of_schedule: dict[str, Any]) -> Any:
             if part in fit:
                 columns[name if part == name else f"{name}_{part}"] = fit[part]
         columns[f"{name}_refused"] = "refused" in fit
+    columns |= run.facts
+    if "certificate" in run.summary:
+        columns["certificate"] = [found["order"] for found in run.summary["certificate"]]
     columns |= {f"{name}_theory": value for name, value in predict(scenario).items()}
     out = {divergence.replica for divergence in run.diverged}
     columns["diverged"] = [int(replica) in out for replica in trace.replicas]

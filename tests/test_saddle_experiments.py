@@ -1,0 +1,243 @@
+"""Experiments with saddles, as the scenarios of the same names run them: what is claimed of each, with its control."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import asyncsim
+from asyncsim import theory
+from asyncsim.experiment import make_trace
+from asyncsim.methods import SEACD
+from asyncsim.problems import MatrixFactorization, SaddleChain
+from asyncsim.replay import replay
+from asyncsim.scenario import build
+from asyncsim.sources.slow_worker import slow_worker_trace
+from asyncsim.summary import first_passage
+from asyncsim.sweep import cells
+from asyncsim.theory.escape import SHARE
+
+SCENARIOS = Path(__file__).resolve().parent.parent / "scenarios"
+
+# --- a chain of saddles -----------------------------------------------------------------------------------------------
+
+GD, PGD, SEACD_KIND = "gd", "pgd", "seacd"
+
+
+@cache
+def chain_runs():
+    """Return the cells of the scenario by (method, number of saddles d), with the seeds of each d its own."""
+    swept = cells(asyncsim.load(SCENARIOS / "saddle_chain.toml", overrides={"metrics.every": 1}))
+    return {(cell.scenario.method.kind, cell.scenario.problem.dimension): cell.scenario for cell in swept}
+
+
+@cache
+def chain_times(kind, dimension):
+    """Return the updates that each of nine replicas takes through the chain, NaN where it does not arrive."""
+    scenario = chain_runs()[kind, min(dimension, 8)]
+    problem = scenario.problem.model_copy(update={"dimension": dimension})
+    scenario = scenario.model_copy(update={"seed": 100 + dimension, "problem": problem})
+    if kind != GD:  # they arrive soon
+        scenario = scenario.model_copy(update={"run": scenario.run.model_copy(update={"updates": 800})})
+    return first_passage(asyncsim.run(scenario), "suboptimality < 1")[0]
+
+
+def test_descent_multiplies_its_time_at_every_saddle_by_the_exact_factor():
+    """Within 3 % of 1 + ln(1/(1 − 2ηL))/ln(1 + 2ηγ) = 2.71; the limit for small steps, 2, is 26 % below."""
+    scenario = chain_runs()[GD, 4]
+    factor = theory.saddle_growth(scenario.problem.L, scenario.problem.gamma, scenario.method.step)
+    medians = np.array([np.median(chain_times_of_one_seed(dimension)) for dimension in (4, 5, 6)])
+    assert medians[1:] / medians[:-1] == pytest.approx(factor, rel=0.03)
+    assert np.abs(medians[1:] / medians[:-1] / 2.0 - 1.0).min() > 0.3
+
+
+@cache
+def chain_times_of_one_seed(dimension):
+    """Return descent's times from starts that chains of all lengths share: those of the scenario's own seed."""
+    return first_passage(asyncsim.run(chain_runs()[GD, dimension]), "suboptimality < 1")[0]
+
+
+def test_where_a_waiting_coordinate_underflows_descent_is_stuck_and_counted_as_not_arrived():
+    """At d = 8 a coordinate ends as the smallest number that there is, whose half is rounded to 0: it is where it is.
+
+    No more updates would help, and none of the replicas is claimed to have arrived.
+    """
+    run = asyncsim.run(chain_runs()[GD, 8])
+    assert np.isnan(first_passage(run, "suboptimality < 1")[0]).all()
+    waiting = np.abs(run.final_iterates) < 1.0
+    assert waiting.any(axis=1).all()
+    assert np.abs(run.final_iterates[waiting]).max() <= np.nextafter(0.0, 1.0)
+    assert run.summary["target"]["reached"] == 0
+    problem = SaddleChain(dimension=8)
+    moved = run.final_iterates - 0.25 * problem.gradient(run.final_iterates)
+    np.testing.assert_array_equal(moved[waiting], run.final_iterates[waiting])
+
+
+def quadratic_fit(kind, dimensions):
+    """Return slope with standard error, and the t value of a quadratic term, of the times against d."""
+    d = np.repeat(dimensions, 9).astype(float)
+    times = np.concatenate([chain_times(kind, dimension) for dimension in dimensions])
+    assert np.isfinite(times).all()
+    centred = d - d.mean()
+    curved = centred**2 - np.mean(centred**2)
+    design = np.stack([np.ones_like(d), centred, curved], axis=1)
+    found, residuals = np.linalg.lstsq(design, times, rcond=None)[:2]
+    errors = np.sqrt(residuals[0] / (d.size - 3) * np.linalg.inv(design.T @ design).diagonal())
+    return found[1], errors[1], found[2] / errors[2]
+
+
+@pytest.mark.parametrize(("kind", "per_saddle"), [(PGD, (38.0, 45.0)), (SEACD_KIND, (47.0, 57.0))])
+def test_perturbed_methods_add_the_same_time_at_every_saddle(kind, per_saddle):
+    """A slope whose 95 % interval lies in the band, and a quadratic term that is not significant at 1 %.
+
+    From d = 4 on: the first saddles are left before a perturbation is due.
+    """
+    slope, error, quadratic = quadratic_fit(kind, range(4, 11))
+    assert per_saddle[0] < slope - 2 * error < slope + 2 * error < per_saddle[1]
+    assert abs(quadratic) < 2.68
+    assert quadratic_fit(GD, range(3, 7))[2] > 5  # the control: descent's times are no line
+
+
+# --- dimension and delay ----------------------------------------------------------------------------------------------
+
+
+@cache
+def updates_to_the_end(dimension, delay):
+    """Return the updates until SEACD, begun at the exact saddle, ends itself with a certificate, the median of 3."""
+    scenario = build(
+        {
+            "seed": 7,
+            "cluster": {"workers": [{"count": delay + 1, "service": {"law": "constant", "value": 1.0}}]},
+            "problem": {"kind": "saddle", "dimension": dimension},
+            "method": {"kind": "seacd", "delay_bound": delay, "epsilon": 0.1, "blocks": 2},
+            "run": {"updates": 60_000, "replicas": 3},
+            "metrics": {"every": 60_000},
+        }
+    )
+    run = asyncsim.run(scenario)
+    assert run.facts["finished"].all()
+    assert not run.facts["late"].any()
+    assert [found["order"] for found in run.summary["certificate"]] == [2, 2, 2]
+    return float(np.median(run.trace.updates))
+
+
+def test_the_time_to_a_certificate_grows_like_the_logarithm_of_the_dimension():
+    """Every factor of ten in N costs the same, 2 B_w log₂(√10)/(η√(ρε)); the control: a root of N."""
+    found = np.array([updates_to_the_end(10**power, 1) for power in (1, 2, 3, 4)])
+    step = SHARE * theory.largest_safe_step(5.75, 1)
+    expected = 2 * 2 * np.log2(np.sqrt(10.0)) / (step * np.sqrt(9.0 * 0.1))
+    assert np.diff(found) == pytest.approx(expected, rel=0.1)
+    assert found[-1] / found[0] < 2.0 < 1000.0**0.5
+
+
+def test_the_time_to_a_certificate_is_not_sublinear_in_the_delay():
+    """The report has it sublinear, by a step that is refuted; with the safe step it goes with 2τ + 1."""
+    delays = np.array([1, 4, 16])
+    found = np.array([updates_to_the_end(10, delay) for delay in delays.tolist()])
+    exponent = np.polyfit(np.log(2 * delays + 1), np.log(found), 1)[0]
+    assert 0.95 < exponent < 1.4
+    assert exponent > 0.75  # the control: the root that the report's step would give is far away
+
+
+# --- matrix factorization ---------------------------------------------------------------------------------------------
+
+
+@cache
+def factorization(kind):
+    """Return SEACD's, or descent's, run of the scenario, with its metrics by name."""
+    swept = cells(asyncsim.load(SCENARIOS / "seacd_factorization.toml"))
+    scenario = next(cell.scenario for cell in swept if cell.scenario.method.kind == kind)
+    run = asyncsim.run(scenario)
+    table = run.metrics.astype({"metric": str}).pivot(index="update", columns="metric", values="value")
+    return run, table, scenario.problem
+
+
+def test_both_methods_find_the_best_factors():
+    for kind in (GD, SEACD_KIND):
+        _, table, problem = factorization(kind)
+        assert table["loss"].iloc[-1] == pytest.approx(problem.minimum, rel=1e-3)
+        assert table["loss"].iloc[0] > 3 * problem.minimum  # the control: the start is not as good
+
+
+def test_the_perturbation_is_a_spike_and_is_taken_back():
+    run, table, _ = factorization(SEACD_KIND)
+    norms = table["grad_norm"].to_numpy()
+    assert run.facts["perturbations"].tolist() == [1]
+    rises = np.flatnonzero(norms[1:] > 10 * norms[:-1])
+    assert rises.size == 1  # nothing but the perturbation makes the gradient grow so
+    # What is returned is the point before it, which is one update beyond the last that was measured.
+    assert norms[-1] == pytest.approx(norms[rises[0]], rel=1e-3)
+    assert norms[-2] > 2 * norms[-1]
+    assert run.facts["finished"].all()
+    assert run.summary["certificate"][0]["order"] == 2
+    assert (factorization(GD)[1]["grad_norm"].pct_change().iloc[1:] < 1.0).all()
+
+
+def test_the_slow_worker_of_the_report_gets_there_too():
+    """Three workers, one of which takes τ = 3 updates: 12 starts, all at the global minimum, all certified."""
+    problem = MatrixFactorization(rows=10, columns=10, rank=2)
+    method = SEACD(delay_bound=3, epsilon=1e-2, radius=1.0, blocks=3, descent=300)
+    trace = slow_worker_trace(workers=3, delay_bound=3, updates=12_000, replicas=12, seed=7)
+    run = replay(trace, method, problem)
+    assert not run.facts["late"].any()
+    values = problem.value(run.final_iterates)
+    assert values == pytest.approx(problem.minimum, rel=0.02)
+
+
+# --- t-SNE ------------------------------------------------------------------------------------------------------------
+
+#: Steps of full passes, and SEACD's blocks; L is what makes its safe step as long as the others'.
+TSNE_METHODS = {
+    "gd": ({"kind": "gd", "step": 500.0}, 4000),
+    "pgd": ({"kind": "pgd", "step": 500.0, "epsilon": 6e-5, "radius": 0.05, "escape_time": 400}, 4000),
+    "seacd": (
+        {
+            "kind": "seacd",
+            "delay_bound": 1,
+            "epsilon": 1e-4,
+            "blocks": 3,
+            "smoothness": 0.0012,
+            "escape_time": 1200,
+            "radius": 1e-4,
+        },
+        12_000,
+    ),
+}
+
+
+@cache
+def reference_divergence():
+    """Return what scikit-learn's exact method makes of the same start, without its early exaggeration."""
+    from sklearn.manifold import TSNE
+
+    from asyncsim.problems.data import read
+
+    start = tsne_scenario("gd", 1).problem.initial(7, 0).reshape(500, 2).astype(np.float32)
+    model = TSNE(method="exact", init=start, early_exaggeration=1.0, learning_rate=100.0, max_iter=3000)
+    return float(model.fit(read("digits")[0][:500]).kl_divergence_)
+
+
+def tsne_scenario(name, updates):
+    return build(
+        {
+            "seed": 7,
+            "cluster": {"workers": [{"service": {"law": "constant", "value": 1.0}}]},
+            "problem": {"kind": "tsne", "samples": 500},
+            "method": TSNE_METHODS[name][0],
+            "run": {"updates": updates},
+        }
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TSNE_METHODS)
+def test_a_map_of_500_digits_is_as_good_as_scikit_learns(name):
+    scenario = tsne_scenario(name, TSNE_METHODS[name][1])
+    run = replay(make_trace(scenario), scenario.method, scenario.problem, metrics=scenario.metrics)
+    losses = run.metrics.sort_values("update")["value"].to_numpy()
+    assert losses[-1] < 1.02 * reference_divergence()
+    assert losses[losses.size // 10] > 1.02 * reference_divergence()  # the control: a tenth of the updates will not do
+    assert losses[-1] > 0.9 * reference_divergence()
