@@ -238,6 +238,10 @@ def race(problem: NonNegativeFactorization, budget: float, say: Callable[[str], 
     jacobi = {step: recorded(problem, seacd(step), passes) for step in {same, best["jacobi"]}}
     sequence = recorded(problem, seacd(best["gauss_seidel"], "gauss_seidel"), passes)
     say("SEACD")
+    # A step that was best for few passes may be too long for many.
+    best["gd"] = min(gd, key=lambda step: gd[step][0].min())
+    best["jacobi"] = min(jacobi, key=lambda step: jacobi[step][1].min())
+    multiples = {name: step * problem.smoothness for name, step in best.items()}
     # The error that both have reached; that of the candidates' own best steps is one for all.
     own = max(gd[best["gd"]][0].min(), jacobi[best["jacobi"]][1].min(), sequence[1].min())
     shared = max(gd[same][0].min(), jacobi[same][1].min())
