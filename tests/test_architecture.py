@@ -24,7 +24,7 @@ LAYERS = [
     ["tuning"],
     ["cells"],
     ["sweep", "compare"],
-    ["figures", "plots", "pictures", "report"],
+    ["figures", "plots", "saddle_plots", "pictures", "report"],
     ["cli"],
     ["__main__", "__init__"],
 ]
