@@ -192,7 +192,7 @@ def test_the_slow_worker_of_the_report_gets_there_too():
 #: Steps of full passes, and SEACD's blocks; L is what makes its safe step as long as the others'.
 TSNE_METHODS = {
     "gd": ({"kind": "gd", "step": 500.0}, 4000),
-    "pgd": ({"kind": "pgd", "step": 500.0, "epsilon": 6e-5, "radius": 0.05, "escape_time": 400}, 4000),
+    "pgd": ({"kind": "pgd", "step": 500.0, "epsilon": 6e-5, "radius": 1e-4, "escape_time": 400}, 4000),
     "seacd": (
         {
             "kind": "seacd",
