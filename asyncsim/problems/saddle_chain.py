@@ -33,8 +33,9 @@ class SaddleChain(Problem):
     u³ (10 − 15u + 6u²) between. So f is twice continuously differentiable, the minimum is at xᵢ = 4t for all i, and
     the points (4t, …, 4t, 0, …, 0) are strict saddles with least eigenvalue −2γ. A coordinate that waits shrinks by
     1 − 2ηL per step of gradient descent with step η and then grows by 1 + 2ηγ; each takes longer to come out than
-    the one before it by the factor 1 + ln(1/(1 − 2ηL)) / ln(1 + 2ηγ). In double precision a waiting coordinate is 0
-    after about 745 / ln(1/(1 − 2ηL)) steps, and then it never leaves.
+    the one before it by the factor 1 + ln(1/(1 − 2ηL)) / ln(1 + 2ηγ). In double precision a waiting coordinate is
+    the smallest number that there is, or 0, after about 745 / ln(1/(1 − 2ηL)) steps; its step is rounded to 0, and it
+    never leaves.
 
     L is stated along the roads, that is where coordinates behind one that is crossing are 0 still:
     max(2L, max |P''|). Far from the roads the Hessian is about 70 times larger.
