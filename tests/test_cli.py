@@ -144,7 +144,8 @@ def test_a_sweep_runs(name: str, tmp_path: Path) -> None:
 def test_pictures_are_drawn(tmp_path: Path) -> None:
     run, sweep = tmp_path / "run", tmp_path / "sweep"
     invoke("run", VALID / "groups.toml", "--out", run, "--quiet")
-    assert {path.name for path in run.glob("*.png")} == {"loss.png", "staleness.png", "timeline.png"}
+    measured = {"loss.png", "suboptimality.png", "grad_norm.png", "distance.png"}
+    assert {path.name for path in run.glob("*.png")} == {*measured, "staleness.png", "timeline.png"}
     before = contents(run)
     for picture in run.glob("*.png"):
         picture.unlink()
