@@ -96,7 +96,7 @@ def make():
         os.kill(os.getpid(), signal.SIGKILL)
     return task
 def wait_for_a_second_note():
-    while os.pread(2, 1 << 16, 0).count(b"Timeout (") < 2:
+    while os.pread(2, 1 << 16, 0).count(b"in wait_for_a_second_note") < 2:
         pass
 """
 
