@@ -136,9 +136,10 @@ def draw_sweep(folder: Path) -> list[Path]:
     sweep = scenario["sweep"]
     paths = [*sweep.get("grid", {}), *(path for group in sweep.get("zip", []) for path in group)]
     tune = sweep.get("tune") or ()
-    paths.sort(key=lambda path: path in ((tune,) if isinstance(tune, str) else tune))  # labels name what was compared
+    tune = (tune,) if isinstance(tune, str) else tuple(tune)
+    paths.sort(key=lambda path: path in tune)  # labels name what was compared
     chosen = [*_over_workers(results, tuned, paths), *_regret(results, paths, scenario)]
-    chosen += _scaling(results, tuned, paths)
+    chosen += [*_scaling(results, tuned, paths), *_winners(tuned, paths, tune, str(sweep.get("by")), unit)]
     chosen += [*_times(results, unit, tuned, paths), *_differences(tuned, paths, str(sweep.get("by")), unit)]
     if any((folder / CURVES).glob("*.parquet")):
         curves = read_results(folder, CURVES)
@@ -263,9 +264,31 @@ def _differences(tuned: DataFrame | None, paths: list[str], by: str, unit: str) 
     if tuned is None or "difference" not in tuned or tuned["difference"].notna().sum() < 2:
         return
     best = _labelled(tuned.dropna(subset=["difference"]), paths)
-    names = {"time_to_target": f"time to target ({unit})", "updates_to_target": "updates to target"}
     if len(best) <= 2 * MOST_LINES:
-        yield "tuned", lambda ax: plots.paired_differences(ax, best, name=names.get(by, f"final {by}"))
+        yield "tuned", lambda ax: plots.paired_differences(ax, best, name=_judged(by, unit))
+
+
+def _judged(by: str, unit: str) -> str:
+    """Return what a sweep is judged by, in words."""
+    names = {"time_to_target": f"time to target ({unit})", "updates_to_target": "updates to target"}
+    return names.get(by, f"final {by}")
+
+
+def _winners(tuned: DataFrame | None, paths: list[str], tune: tuple[str, ...], by: str, unit: str) -> Iterator[Picture]:
+    """Yield the map of what was best where two numbers were swept, and what to choose among had names."""
+    import pandas as pd
+
+    if tuned is None:
+        return
+    numbers = [path for path in paths if path not in tune and pd.api.types.is_numeric_dtype(tuned[path])]
+    named = [path for path in tune if not pd.api.types.is_numeric_dtype(tuned[path])]
+    if len(numbers) != 2 or len(named) != 1 or tuned.groupby(numbers).size().max() > 1:
+        return
+    frame = pd.DataFrame({axis: tuned[path] for axis, path in zip("xy", numbers, strict=True)})
+    frame = frame.assign(label=tuned[named[0]], value=tuned["mean"])
+    x, y = map(_said, numbers)
+    if frame["label"].notna().any():
+        yield "winners", lambda ax: plots.winners(ax, frame, x=x, y=y, value=_judged(by, unit))
 
 
 def _best(frame: DataFrame, tuned: DataFrame | None, paths: list[str]) -> DataFrame:

@@ -32,6 +32,7 @@ from asyncsim.figures import (
     whole_numbers,
     worker_axis,
 )
+from asyncsim.maps import winners
 from asyncsim.saddle_plots import energy, landscape, scaling
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ __all__ = [
     "staleness_tails",
     "time_to_target",
     "timeline",
+    "winners",
 ]
 
 
