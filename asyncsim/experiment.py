@@ -23,12 +23,13 @@ from asyncsim.results import (
     open_trace,
     refuse_existing,
     scenario_folder,
+    write_measured,
     write_run,
 )
 from asyncsim.runs import Run
-from asyncsim.scenario import Metrics, Scenario, ScenarioError, build
+from asyncsim.scenario import Scenario, ScenarioError, build
 from asyncsim.sources import simulate, simulate_to_file
-from asyncsim.sources.recorded import Interrupted, Recording, record
+from asyncsim.sources.recorded import Interrupted, Recording, interrupts, record
 from asyncsim.spec import importable
 from asyncsim.stored import StoredTrace
 
@@ -100,32 +101,38 @@ def run(
 def _recorded(scenario: Scenario, out: str | Path | None, *, force: bool, record_iterates: bool, stage: Stage) -> Run:
     """Record a real run, and replay it: for its metrics, and to see that the bits are the same.
 
-    A real run cannot be had again, so it is saved whatever ends it, or its replay, before that goes on its way.
+    A real run cannot be had again, so it is saved before anything else is done with it; until then signals wait.
     """
     from asyncsim.summary import iterate_sha256
 
-    stopped: BaseException | None = None
     # Worker processes look for modules where this one does: those beside the scenario must be found too.
-    with stage("recording", _updates(scenario)) as progress, importable(os.path.realpath(scenario.folder)):
-        try:
-            recording = record(scenario, progress=progress)
-        except Interrupted as stop:
-            recording, stopped = stop.recording, KeyboardInterrupt()
-    real = Run(trace=recording.trace, final_iterates=recording.final_iterates, checksums=recording.checksums)
-    try:
-        again = finish(scenario, recording.trace, record_iterates=record_iterates, checksums=True, stage=stage)
-        result = dataclasses.replace(again, final_iterates=real.final_iterates, checksums=real.checksums)
-        answer = comparison(result, again)
-    except BaseException as stop:
-        result, answer, stopped = _unmeasured(scenario, real), "not finished", stop
-    about = _about(scenario, recording, answer)
-    sha256 = iterate_sha256(recording.final_iterates)
-    result = dataclasses.replace(result, summary={**result.summary, "iterate_sha256": sha256, "recorded": about})
+    with interrupts.noted(), importable(os.path.realpath(scenario.folder)):
+        with stage("recording", _updates(scenario)) as progress:
+            try:
+                recording, interrupted = record(scenario, progress=progress), False
+            except Interrupted as stop:
+                recording, interrupted = stop.recording, True
+            interrupts.hold_back()
+        real = Run(trace=recording.trace, final_iterates=recording.final_iterates, checksums=recording.checksums)
+        sha256 = iterate_sha256(recording.final_iterates)
+
+        def told(run: Run, answer: str) -> Run:
+            about = {"iterate_sha256": sha256, "recorded": _about(scenario, recording, answer)}
+            return dataclasses.replace(run, summary={**run.summary, **about})
+
+        if out is not None:
+            with folder_aside(out, force=force) as folder:
+                write_run(folder, scenario, told(_unmeasured(scenario, real), "not finished"))
+        interrupted = interrupted or interrupts.held_back()
+    if interrupted and out is None:
+        raise KeyboardInterrupt
+    again = finish(scenario, recording.trace, record_iterates=record_iterates, checksums=True, stage=stage)
+    result = dataclasses.replace(again, final_iterates=real.final_iterates, checksums=real.checksums)
+    result = told(result, comparison(result, again))
     if out is not None:
-        with folder_aside(out, force=force) as folder:
-            write_run(folder, scenario, result)
-    if stopped is not None:
-        raise stopped
+        write_measured(out, scenario, result)
+    if interrupted:
+        raise KeyboardInterrupt
     return result
 
 
@@ -147,13 +154,12 @@ def _about(scenario: Scenario, recording: Recording, answer: str) -> dict[str, A
 
 
 def _unmeasured(scenario: Scenario, run: Run) -> Run:
-    """Return a run that was not replayed to its end, with the summary that its trace alone gives."""
+    """Return a run that was not replayed, with the summary that its trace alone gives: nobody else's code is called."""
     from asyncsim.summary import summarise
 
     nothing = {name: np.empty(0) for name in ("replica", "update", "time", "metric", "value")}
-    unmeasured = scenario.model_copy(update={"metrics": Metrics(record=())})
     run = dataclasses.replace(run, measurements=nothing, scenario=scenario.resolved())
-    return dataclasses.replace(run, summary={**summarise(unmeasured, run), "scenario_sha256": scenario.sha256()})
+    return dataclasses.replace(run, summary=summarise(scenario, run, replayed=False))
 
 
 def comparison(real: Run, replayed: Run) -> str:

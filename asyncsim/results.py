@@ -191,13 +191,20 @@ def write_run(folder: str | Path, scenario: Any, run: Run) -> None:
     if not (isinstance(run.trace, StoredTrace) and run.trace.path == folder / TRACE):
         write_trace(run.trace, folder / TRACE)
     if scenario.problem is not None:
-        write_frame(run.metrics, folder / METRICS)
         with aside(folder / ITERATES) as partial, open(partial, "wb") as handle:
             sums = {f"checksums_{place}": values for place, values in enumerate(run.checksums)}
             np.savez(handle, final=run.final_iterates, **sums)  # type: ignore[arg-type]
-    write_json(run.summary, folder / SUMMARY)
+    write_measured(folder, scenario, run)
     write_json({**provenance(), "scenario_folder": os.path.abspath(scenario.folder)}, folder / PROVENANCE)
     write_json(scenario.resolved(), folder / SCENARIO)
+
+
+def write_measured(folder: str | Path, scenario: Any, run: Run) -> None:
+    """Write what a replay has measured; each file is replaced as a whole, the summary last."""
+    folder = Path(folder)
+    if scenario.problem is not None:
+        write_frame(run.metrics, folder / METRICS)
+    write_json(run.summary, folder / SUMMARY)
 
 
 def open_run(folder: str | Path) -> Run:

@@ -18,8 +18,8 @@ from asyncsim.sources import choose_engine
 from asyncsim.trace import STATUSES, Trace
 
 
-def summarise(scenario: Scenario, run: Run) -> dict[str, Any]:
-    """Return the numbers that `summary.json` holds.
+def summarise(scenario: Scenario, run: Run, *, replayed: bool = True) -> dict[str, Any]:
+    """Return the numbers that `summary.json` holds; of a run not `replayed`, those that its trace alone gives.
 
     Over replicas: `updates`, `time` and the final metrics are means, staleness is pooled, `throughput` is updates per
     time unit over all of them. The first `warmup` updates are left out of staleness and throughput.
@@ -37,7 +37,7 @@ def summarise(scenario: Scenario, run: Run) -> dict[str, Any]:
         "throughput": None,
         "gradients": dict(zip(STATUSES, _numbers_of(trace).tolist(), strict=True)),
         "staleness": measured,
-        "theory": {} if any(kind == "crash" for *_, kind in trace.events) else predict(scenario),
+        "theory": predict(scenario) if replayed and all(kind != "crash" for *_, kind in trace.events) else {},
         "engine": choose_engine(scenario) if scenario.run.source == "simulate" else None,
     }
     if measured is not None:
@@ -52,7 +52,7 @@ def summarise(scenario: Scenario, run: Run) -> dict[str, Any]:
         summary["final"] = {name: float(values.mean()) for name, values in final_values(run).items()}
         if "loss" in summary["final"]:
             summary["final_loss"] = summary["final"]["loss"]
-    if scenario.metrics.target is not None:
+    if scenario.metrics.target is not None and replayed:
         updates, times = first_passage(run, scenario.metrics.target)
         reached = ~np.isnan(updates)
         summary["target"] = {
@@ -61,7 +61,8 @@ def summarise(scenario: Scenario, run: Run) -> dict[str, Any]:
             "updates": _mean(updates[reached]),
             "time": _mean(times[reached]),
         }
-    summary |= run_estimates(scenario, run) | _of_method(scenario, run)
+    if replayed:
+        summary |= run_estimates(scenario, run) | _of_method(scenario, run)
     summary["diverged"] = [str(divergence) for divergence in run.diverged]
     summary["scenario_sha256"] = scenario.sha256()
     summary["trace_sha256"] = trace.sha256()

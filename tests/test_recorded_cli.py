@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import asyncsim
-from asyncsim import cli, pictures
-from asyncsim.results import read_trace, write_trace
+from asyncsim import cli, experiment, pictures
+from asyncsim.results import read_trace, write_run, write_trace
 from asyncsim.scenario import load
 from asyncsim.trace import Trace
 
@@ -306,6 +308,7 @@ def test_a_recording_survives_a_metric_that_fails(own: Path, tmp_path: Path) -> 
     run = asyncsim.open_run(tmp_path / "run")
     assert run.trace.updates.tolist() == [80]
     assert run.summary["recorded"]["replay"] == "not finished"
+    assert run.summary["theory"] == {}  # only what the trace alone says
     assert run.summary["scenario_sha256"] == load(own, overrides={"problem.happens": "unmeasurable"}).sha256()
     mended = asyncsim.replay(run.trace, load(own).method, load(own).problem)
     assert mended.final_iterates.tobytes() == run.final_iterates.tobytes()
@@ -333,6 +336,54 @@ def test_ctrl_c_keeps_what_there_is(own: Path, tmp_path: Path) -> None:
     run = asyncsim.open_run(out)
     assert 0 < run.trace.updates[0] < 1_000_000
     assert invoke("replay", out).stdout == f"identical in all {run.trace.updates[0]:,} updates\n"
+
+
+@pytest.mark.parametrize("moment", ["while it is saved", "while it is replayed"])
+def test_a_second_ctrl_c_cannot_lose_what_there_is(
+    moment: str, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"while it is saved": "write_run", "while it is replayed": "finish"}[moment]
+    then, struck = getattr(experiment, place), []
+
+    def striking(*arguments: Any, **settings: Any) -> Any:
+        struck.append(place)
+        signal.raise_signal(signal.SIGINT)
+        return then(*arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, place, striking)
+        patch.setattr(cli, "_stage", interrupting)
+        result = invoke("run", own, "--out", tmp_path / "run", "--set", "run.updates=1_000_000")
+    assert struck == [place]
+    assert (result.exit_code, result.stderr) == (
+        130,
+        f"interrupted; what happened until then is kept in {tmp_path / 'run'}\n",
+    )
+    about = asyncsim.open_run(tmp_path / "run").summary["recorded"]
+    replayed = "identical" if moment == "while it is saved" else "not finished"
+    assert (about["ended_early"], about["replay"]) == ("ended by SIGINT", replayed)
+    assert invoke("replay", tmp_path / "run").stdout.startswith("identical in all ")
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith((".partial", ".old"))] == []
+
+
+@contextlib.contextmanager
+def interrupting(name: str, total: int | None) -> Iterator[Any]:
+    """Interrupt a recording at its first update."""
+    yield lambda count: signal.raise_signal(signal.SIGINT) if name == "recording" else None
+
+
+def test_a_signal_while_a_whole_recording_is_saved_is_heard_after_that(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def striking(*arguments: Any) -> None:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        write_run(*arguments)
+
+    monkeypatch.setattr(experiment, "write_run", striking)
+    assert invoke("run", small, "--out", tmp_path / "run").exit_code == 130
+    about = asyncsim.open_run(tmp_path / "run").summary["recorded"]
+    assert (about["ended_early"], about["replay"]) == (None, "identical")
 
 
 # --- what is drawn, and what is refused

@@ -37,17 +37,29 @@ def check() -> None:
         raise Ended(_Asked.number)
 
 
+def hold_back() -> None:
+    """Let no signal disturb what follows, up to the end of `noted`; what is made by now must not be lost."""
+    _Asked.heard = True
+
+
+def held_back() -> bool:
+    """Return whether a signal has come."""
+    return _Asked.number is not None
+
+
 @contextmanager
 def noted() -> Iterator[None]:
     """Note Ctrl-C and SIGTERM, where the program has left them as Python has them; only the main thread can.
 
     A second one before the first was heard, which somebody's code may prevent, interrupts there and then. Once the
-    first was heard the end is near, and nothing may disturb it.
+    first was heard the end is near, and nothing may disturb it. Within another `noted` this one does nothing.
     """
     usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     ours = []
     if threading.current_thread() is threading.main_thread():
         ours = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
+    if ours:
+        _Asked.number, _Asked.heard = None, False
     for number in ours:
         signal.signal(number, _note)
     try:
@@ -55,8 +67,6 @@ def noted() -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, usual[number])
-        if ours:
-            _Asked.number, _Asked.heard = None, False
 
 
 def _note(number: int, frame: Any) -> None:
