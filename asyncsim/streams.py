@@ -38,6 +38,12 @@ WORKER = 11  # which worker a synthetic update is given to
 LOSS = 12  # the loss that nature picks in an online problem
 PERTURBATION = 13  # noise that the server adds to the model; index: coordinate pair
 PROBE = 14  # the vector that an eigenvalue is searched from; index: coordinate pair
+LOSS_UP = 16  # how often a message to the server is sent until it comes through; index: hop
+LOSS_DOWN = 17  # the same for a message to a worker; index: hop
+CRASH = 18  # when a worker crashes and returns, draw: count of its crashes; index: 0 time up, 1 time down
+SHARES = 19  # which worker holds which data; index: attempt of a rejection sampler
+BANDWIDTH_UP = 20  # bandwidth that a message to the server finds on a link; index: hop
+BANDWIDTH_DOWN = 21  # the same for a message to a worker; index: hop
 
 MAX_INDEX = 1 << 24
 _INDEX_BITS = np.uint32(24)

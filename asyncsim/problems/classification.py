@@ -40,6 +40,11 @@ class Classification(LinearModel):
         """The class 0, 1, … of each sample, shape (n,); classes are in the order of their labels."""
         return class_codes(self.dataset, self._data[1], self.most_classes)
 
+    @property
+    def sample_count(self) -> int:
+        """Number n of samples."""
+        return BUILT_IN[self.dataset].samples if self.dataset in BUILT_IN else len(self.classes)
+
     @cached_property
     def class_count(self) -> int:
         """Number of classes."""

@@ -78,6 +78,13 @@ class LeastSquares(LinearModel):
         """One score."""
         return 1
 
+    @property
+    def sample_count(self) -> int:
+        """Number n of samples."""
+        if self.samples is not None:
+            return self.samples
+        return BUILT_IN[self.dataset].samples if self.dataset in BUILT_IN else len(self.table)
+
     @cached_property
     def table(self) -> np.ndarray:
         """Row i holds row i of A and bᵢ, shape (n, d + 1)."""

@@ -8,19 +8,17 @@ from typing import ClassVar
 
 import numpy as np
 
-from asyncsim.problems.base import Problem
-from asyncsim.spec import Count, NonNegative
-from asyncsim.trace import Row
+from asyncsim.problems.empirical_risk import EmpiricalRisk
+from asyncsim.spec import NonNegative
 
 
-class LinearModel(Problem):
+class LinearModel(EmpiricalRisk):
     """f(x) = (1/n) Σᵢ ℓ(W aᵢ, bᵢ) + (l2/2) ‖x‖², where x holds the rows of the matrix W one after another.
 
     A subclass gives the data (aᵢ, bᵢ) and the loss ℓ of the scores W aᵢ. Scores and targets are arrays of shape
     (…, outputs, samples), samples last, so that sums over the few outputs run along the samples.
     """
 
-    batch: Count | None = None
     l2: NonNegative = 0.0
 
     #: Largest eigenvalue that the Hessian of ℓ with respect to the scores can have.
@@ -51,6 +49,11 @@ class LinearModel(Problem):
         raise NotImplementedError
 
     # --- what follows ----------------------------------------------------------------------------------------------
+
+    @property
+    def sample_count(self) -> int:
+        """Number n of samples."""
+        return len(self.table)
 
     @property
     def width(self) -> int:
@@ -114,18 +117,18 @@ class LinearModel(Problem):
 
         return self._by_replicas(x, part, (len(range(start, stop, step)),))
 
-    def stochastic_gradient(self, x: np.ndarray, row: Row) -> np.ndarray:
-        """Return the gradient over `batch` samples drawn with replacement; over all where `batch` is None."""
-        if self.batch is None:
-            return self.gradient(x)
-        from asyncsim import streams
+    def gradient_over(self, x: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Return the gradient of the mean loss over samples, shape (k,), or (…, k) with x's leading axes."""
+        if samples.ndim == 1 and x.ndim > 1:  # as many as a worker holds, for many replicas
+            return self._by_replicas(x, lambda rows: self._gradient_over(rows, samples), (self.dimension,))
+        return self._gradient_over(x, samples)
 
-        address = (row.seed, row.replica, row.worker, row.draw)
-        chosen = self.table.take(streams.integers(*address, streams.SAMPLE, self.batch, len(self.table)), axis=0)
+    def _gradient_over(self, x: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        chosen = self.table.take(samples, axis=0)
         features, targets = chosen[..., : self.width], chosen[..., self.width :].swapaxes(-1, -2)
         weights = x.reshape(*x.shape[:-1], self.outputs, self.width)
         slopes = self.slopes(weights @ features.swapaxes(-1, -2), targets) @ features
-        gradient = slopes.reshape(*slopes.shape[:-2], self.dimension) / self.batch
+        gradient = slopes.reshape(*slopes.shape[:-2], self.dimension) / samples.shape[-1]
         return gradient + self.l2 * x if self.l2 else gradient
 
     def hessian_vector(self, x: np.ndarray, vector: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What neural networks for classification share: labelled data, the cross-entropy loss, parts of a flat vector."""
+"""What neural networks share: labelled data, a loss, the cross-entropy if no other, parts of a flat vector."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ from typing import Any
 import numpy as np
 from pydantic import model_validator
 
-from asyncsim.problems.base import Problem
 from asyncsim.problems.complex_step import hessian_vector
 from asyncsim.problems.data import BUILT_IN, Dataset, class_codes, prepared
-from asyncsim.spec import Count
-from asyncsim.trace import Row
+from asyncsim.problems.empirical_risk import EmpiricalRisk
 
 #: How many numbers a full evaluation holds for one layer at once: 2 MB.
 NUMBERS_AT_ONCE = 1 << 18
 
 
-class LabelledData(Problem):
-    """A loss averaged over labelled data, stochastic by drawing samples with replacement."""
+class LabelledData(EmpiricalRisk):
+    """A loss averaged over labelled data."""
 
     dataset: Dataset = "digits"
     target: str | int | None = None
     scale: bool = True
-    batch: Count | None = None
 
     @model_validator(mode="after")
     def _check_data(self) -> LabelledData:
@@ -49,6 +46,11 @@ class LabelledData(Problem):
         """The class 0, 1, … of each sample, shape (n,); classes are in the order of their labels."""
         return self._data[1]
 
+    @property
+    def sample_count(self) -> int:
+        """Number n of samples."""
+        return BUILT_IN[self.dataset].samples if self.dataset in BUILT_IN else len(self.classes)
+
     @cached_property
     def class_count(self) -> int:
         """Number of classes."""
@@ -59,26 +61,20 @@ class LabelledData(Problem):
         """Number of features p."""
         return BUILT_IN[self.dataset].features if self.dataset in BUILT_IN else self.features.shape[1]
 
-    def chosen(self, row: Row) -> np.ndarray:
-        """Return the samples of a stochastic gradient, shape (…, batch)."""
-        from asyncsim import streams
-
-        address = (row.seed, row.replica, row.worker, row.draw)
-        return streams.integers(*address, streams.SAMPLE, self.batch or 0, len(self.classes))
-
 
 class Network(LabelledData):
     """f(x) = (1/n) Σᵢ [log Σ_c exp(z_c(aᵢ)) − z_{bᵢ}(aᵢ)], the cross-entropy of a network's scores z of its classes bᵢ.
 
     A subclass gives the shapes of its parts, which x holds one after another, and how scores and derivatives are
-    computed from them. Where it does so for leading axes, replicas go together; features have shape (…, samples, p).
+    computed from them; and, if it is no classifier, other `losses`. Where it does so for leading axes, replicas go
+    together; features have shape (…, samples, p).
     """
 
     # --- what a subclass gives -------------------------------------------------------------------------------------
 
     @cached_property
     def shapes(self) -> list[tuple[int, ...]]:
-        """The shapes of weights and biases in turn, the first axis of a weight being that of its outputs."""
+        """The shapes of weights, the first of two axes being that of the outputs, and of biases, which have one."""
         raise NotImplementedError
 
     @property
@@ -93,6 +89,10 @@ class Network(LabelledData):
     def backward(self, parts: list[np.ndarray], seen: Any, slopes: np.ndarray) -> list[np.ndarray]:
         """Return the derivative by each part, summed over samples, for the derivative by the scores."""
         raise NotImplementedError
+
+    def losses(self, scores: np.ndarray, features: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the loss of each sample, shape (…, samples), and its derivative by the scores: the cross-entropy."""
+        return _cross_entropy(scores, classes)
 
     # --- what follows ----------------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ class Network(LabelledData):
         parts = []
         for place, shape in enumerate(self.shapes):
             size = math.prod(shape)
-            if place % 2:
+            if len(shape) == 1:
                 parts.append(np.zeros((*np.shape(replica), size)))
             else:
                 normals = streams.normals(seed, replica, -1, place, streams.START, size)
@@ -125,7 +125,7 @@ class Network(LabelledData):
         """Return f(x), shape (…)."""
         parts, total = self.parts(x), np.zeros(x.shape[:-1])
         for features, classes in self._pieces(x):
-            total = total + _cross_entropy(self.forward(parts, features)[0], classes)[0].sum(axis=-1)
+            total = total + self.losses(self.forward(parts, features)[0], features, classes)[0].sum(axis=-1)
         return (total / len(self.classes))[()]
 
     def gradient(self, x: np.ndarray) -> np.ndarray:
@@ -140,12 +140,13 @@ class Network(LabelledData):
             value, gradient = value + losses.sum(axis=-1), gradient + part
         return (value / len(self.classes))[()], gradient / len(self.classes)
 
-    def stochastic_gradient(self, x: np.ndarray, row: Row) -> np.ndarray:
-        """Return the gradient over `batch` samples drawn with replacement; over all where `batch` is None."""
-        if self.batch is None:
-            return self.gradient(x)
-        chosen = self.chosen(row)
-        return self._slopes(x, self.features[chosen], self.classes[chosen])[1] / self.batch
+    def gradient_over(self, x: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Return the gradient of the mean loss over samples, shape (k,), or (…, k) with x's leading axes."""
+        count = samples.shape[-1]
+        step = count if samples.ndim > 1 else self._at_once(x)
+        pieces = [samples[..., low : low + step] for low in range(0, count, step)]
+        sums = [self._slopes(x, self.features[some], self.classes[some])[1] for some in pieces]
+        return sum(sums[1:], sums[0]) / count
 
     def hessian_vector(self, x: np.ndarray, vector: np.ndarray) -> np.ndarray:
         """Return ∇²f(x) v, shape (…, d), by a complex step."""
@@ -160,15 +161,19 @@ class Network(LabelledData):
 
     def _pieces(self, x: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield features and classes of a few samples at a time."""
-        step = max(1, NUMBERS_AT_ONCE // (self.width * math.prod(x.shape[:-1])))
+        step = self._at_once(x)
         for low in range(0, len(self.classes), step):
             yield self.features[low : low + step], self.classes[low : low + step]
+
+    def _at_once(self, x: np.ndarray) -> int:
+        """Return how many samples are few."""
+        return max(1, NUMBERS_AT_ONCE // (self.width * math.prod(x.shape[:-1])))
 
     def _slopes(self, x: np.ndarray, features: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the losses, shape (…, samples), and the gradient of their sum, shape (…, d)."""
         parts = self.parts(x)
         scores, seen = self.forward(parts, features)
-        losses, slopes = _cross_entropy(scores, classes)
+        losses, slopes = self.losses(scores, features, classes)
         pieces = self.backward(parts, seen, slopes)
         return losses, np.concatenate([piece.reshape(*x.shape[:-1], -1) for piece in pieces], axis=-1)
 

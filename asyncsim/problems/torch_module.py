@@ -15,7 +15,6 @@ from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
 from asyncsim.problems.data import class_codes, prepared
 from asyncsim.problems.network import LabelledData
 from asyncsim.spec import refuse
-from asyncsim.trace import Row
 
 
 class TorchModule(LabelledData):
@@ -143,14 +142,13 @@ class TorchModule(LabelledData):
             value += float(loss.detach())
         return np.asarray(value), point.grad.cpu().numpy()
 
-    def stochastic_gradient(self, x: np.ndarray, row: Row) -> np.ndarray:
-        """Return the gradient over `batch` samples drawn with replacement; over all where `batch` is None."""
-        if self.batch is None:
-            return self.gradient(x)
+    def gradient_over(self, x: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Return the gradient of the mean loss over samples, shape (k,)."""
         features, classes = self._tensors()
-        chosen = self._indices(self.chosen(row))
         point = self._tensor(x).requires_grad_()
-        self._loss(point, features[chosen], classes[chosen], self.batch).backward()
+        for low in range(0, len(samples), 1000):
+            some = self._indices(samples[low : low + 1000])
+            self._loss(point, features[some], classes[some], len(samples)).backward()
         return np.asarray(point.grad.cpu().numpy())
 
     def hessian_vector(self, x: np.ndarray, vector: np.ndarray) -> np.ndarray:
