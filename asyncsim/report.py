@@ -155,6 +155,7 @@ def _duration(seconds: float) -> str:
 
 def name_lines() -> list[str]:
     """Return every name that a scenario may use, with its fields."""
+    from asyncsim.compressors import COMPRESSORS
     from asyncsim.durations import LAWS
     from asyncsim.methods import METHODS
     from asyncsim.methods.projections import PROJECTIONS
@@ -171,6 +172,7 @@ def name_lines() -> list[str]:
         ("method: kind", METHODS),
         ("method.projection: set", PROJECTIONS),
         ("run.staleness: law", STALENESS_LAWS),
+        ("method.compressor: kind", COMPRESSORS),
     )
     for title, registry in families:
         lines += ["", title] if lines else [title]

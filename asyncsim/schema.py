@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from asyncsim.compressors import COMPRESSORS
 from asyncsim.durations import LAWS
 from asyncsim.methods import METHODS
 from asyncsim.methods.projections import PROJECTIONS
@@ -23,6 +24,7 @@ CHOICES: dict[str, tuple[str, Mapping[str, type[Spec]]]] = {
     "method": ("kind", METHODS),
     "projection": ("set", PROJECTIONS),
     "staleness": ("law", STALENESS_LAWS),
+    "compressor": ("kind", COMPRESSORS),
 }
 
 

@@ -252,6 +252,7 @@ NEEDED = {
     "problem": ("dimension", "value", "gradient"),
     "method": ("init", "message", "apply"),
     "projection": ("__call__",),
+    "compressor": ("check", "encode", "decode", "nbytes", "contraction", "linear"),
 }
 
 

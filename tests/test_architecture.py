@@ -14,7 +14,7 @@ PACKAGE = Path(asyncsim.__file__).parent
 LAYERS = [
     ["blocks", "checksums", "compiling", "spec", "streams", "columns", "documents", "theory", "executors"],
     ["trace", "rules", "checking", "windows", "stored", "durations", "sampler", "staleness_laws", "slots"],
-    ["network", "policies", "staleness", "noise", "estimates", "problems"],
+    ["network", "mixing", "policies", "staleness", "noise", "estimates", "problems", "compressors"],
     ["methods", "certificate"],
     ["scenario"],
     ["schema", "prediction", "schedule", "measure", "runs", "results"],
