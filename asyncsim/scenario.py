@@ -24,8 +24,10 @@ from asyncsim.durations import AnyLaw, Constant, Law
 from asyncsim.methods import AnyMethod
 from asyncsim.network import Network
 from asyncsim.policies import UNLIMITED, AnyPolicy, Async
-from asyncsim.problems import AnyProblem, LeastSquares, Problem
+from asyncsim.problems import PROBLEMS, AnyProblem, LeastSquares, Problem
 from asyncsim.problems.base import complete
+from asyncsim.problems.empirical_risk import EmpiricalRisk
+from asyncsim.problems.shares import DataSplit
 from asyncsim.spec import File, Positive, Spec, closest, first_error, refuse, shown
 from asyncsim.staleness_laws import AnyStaleness
 
@@ -51,10 +53,11 @@ RUN_METRICS = ("momentum", "rate")
 
 
 class WorkerGroup(Spec):
-    """`count` workers that share a `service` law (time per gradient)."""
+    """`count` workers that share a `service` law (time per gradient); `data` says how the data set is divided."""
 
     count: Annotated[int, Field(ge=1, le=MAX_WORKERS)] = 1
     service: AnyLaw
+    data: DataSplit | None = None
 
 
 class Server(Spec):
@@ -394,6 +397,7 @@ class Scenario(Spec):
         if self.cluster is not None:
             self.policy.check(self.cluster.size, self.cluster.server.reply)
             self._clock_advances(self.cluster)
+        self._divide_data()
         self._method_fits()
         for metric, where in self._watched():
             lack = _what_lacks(self.problem, self.method, metric)
@@ -426,6 +430,28 @@ class Scenario(Spec):
             asks = getattr(self.method, "makes_requests", False)
             if asks and getattr(self.method, "asks_for_barriers", True):
                 raise refuse("in shared memory nobody can hold all workers at a barrier: use another backend", "method")
+
+    def _divide_data(self) -> None:
+        """Give the problem the division of its data among the workers; a trace alone needs none."""
+        groups = () if self.cluster is None else self.cluster.workers
+        for place, group in enumerate(groups):
+            if group.data != groups[0].data:
+                said = "'data' must be the same for every group of workers, or left out everywhere"
+                raise refuse(said, "cluster", "workers", place)
+        data, where = groups[0].data if groups else None, ("cluster", "workers", 0, "data")
+        if isinstance(self.problem, EmpiricalRisk):
+            shares = None if data is None else data.among(self.workers, seed=self.seed)
+            try:
+                object.__setattr__(self, "problem", self.problem.shared_out(shares))
+            except PydanticCustomError as error:
+                raise refuse(error.message(), *where) from error
+        elif data is not None and self.problem is not None:
+            kinds = ", ".join(kind for kind, known in PROBLEMS.items() if issubclass(known, EmpiricalRisk))
+            kind = getattr(self.problem, "kind", type(self.problem).__name__)
+            raise refuse(f"needs a problem with a data set: {kinds}; got '{kind}'", *where)
+        if data is not None and getattr(self.method, "takes_whole_gradients", False):
+            said = f"'{getattr(self.method, 'kind', '')}' takes gradients of the whole objective"
+            raise refuse(f"{said}, for which no worker has all data: leave 'data' out, or take 'sgd'", "method")
 
     def _method_fits(self) -> None:
         """Refuse a method whose parameters do not go together with the problem and the number of workers."""

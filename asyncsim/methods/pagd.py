@@ -47,6 +47,8 @@ class PAGD(Method):
     """
 
     kind: Literal["pagd"] = "pagd"
+    #: Every gradient is that of the whole objective, of which a worker with a share of the data knows only a part.
+    takes_whole_gradients: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = ("perturbations",)
     step: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)]

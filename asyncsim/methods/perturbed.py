@@ -31,6 +31,9 @@ class GD(SGD):
     0.9
     """
 
+    #: Every gradient is that of the whole objective, of which a worker with a share of the data knows only a part.
+    takes_whole_gradients: ClassVar[bool] = True
+
     kind: Literal["gd"] = "gd"  # type: ignore[assignment]
 
     def message(self, problem: Problem, x_read: np.ndarray, memory: Any, row: Row) -> tuple[Any, Any]:
@@ -83,6 +86,9 @@ class PGD(Method):
     escape_time: Annotated[int, Field(ge=1)]
     decrease: Positive | None = None
     projection: AnyProjection | None = None
+
+    #: Every gradient is that of the whole objective, of which a worker with a share of the data knows only a part.
+    takes_whole_gradients: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = ("perturbations",)
 
     asks_for_barriers: ClassVar[bool] = False

@@ -25,6 +25,10 @@ class DataSplit(Spec):
             raise refuse(f"'alpha' belongs to split = 'dirichlet', not '{self.split}'")
         return self
 
+    def among(self, workers: int, *, seed: int) -> Shares:
+        """Return the division among so many workers that the seed decides."""
+        return Shares(split=self.split, alpha=self.alpha, workers=workers, seed=seed)
+
 
 class Shares(DataSplit):
     """The division of a data set among `workers`: who holds what follows from `split` and `seed`, and nothing else.
