@@ -11,7 +11,11 @@ from asyncsim.problems import (
     PROBLEMS,
     TSNE,
     AnyProblem,
+    Autoencoder,
+    BlindDeconvolution,
     ConvNetwork,
+    DeepLinear,
+    MatrixCompletion,
     MatrixFactorization,
     MatrixSensing,
     NonNegativeFactorization,
@@ -39,12 +43,20 @@ CASES = {
     "phase_retrieval": PhaseRetrieval(dimension=5, samples=40, batch=3),
     "matrix_sensing": MatrixSensing(size=4, rank=2, samples=30, batch=3),
     "few_measurements": MatrixSensing(size=4, rank=1, samples=9, data_seed=3),
+    "matrix_completion": MatrixCompletion(rows=6, columns=5, rank=2, observed=0.6, batch=3),
+    "all_entries": MatrixCompletion(rows=3, columns=7, rank=3, observed=1.0, data_seed=4),
+    "blind_deconvolution": BlindDeconvolution(filter=3, signal=4, samples=20, batch=3),
+    "deep_linear": DeepLinear(depth=4),
+    "two_layers": DeepLinear(depth=2),
     "matrix_factorization": MatrixFactorization(rows=6, columns=4, rank=2),
     "wide_factorization": MatrixFactorization(rows=3, columns=8, rank=3, data_seed=5),
     "nmf": NonNegativeFactorization(photograph=TINY, rank=3),
     "tsne": TSNE(samples=25, perplexity=6.0),
     "tanh_network": TanhNetwork(dataset="breast_cancer", hidden=3, batch=5),
     "conv_network": ConvNetwork(filters=2, batch=5),
+    "autoencoder": Autoencoder(dataset="breast_cancer", hidden=[4, 2, 3], batch=5),
+    "relu_autoencoder": Autoencoder(dataset="breast_cancer", hidden=[3], activation="relu", batch=5),
+    "tied_autoencoder": Autoencoder(dataset="breast_cancer", hidden=[4, 2, 4], tied=True, batch=5),
 }
 WITH_SADDLE = {name: problem for name, problem in CASES.items() if problem.strict_saddle is not None}
 WITH_SADDLE["quadratic"] = Quadratic(eigenvalues=[-3.0, 1.0, 2.0])
@@ -375,11 +387,17 @@ def test_replicas_in_a_batch_agree_with_single_ones(problem):
             np.testing.assert_allclose(stochastic[i, j], alone, rtol=1e-10, atol=1e-12 * np.abs(stochastic).max())
 
 
+def sample_count(problem):
+    if isinstance(problem, MatrixCompletion):
+        return problem.known[0].size
+    return problem.samples if "samples" in type(problem).model_fields else len(problem.classes)
+
+
 @over(SAMPLED)
 def test_the_stochastic_gradient_is_the_mean_over_the_samples_addressed(problem):
     """Batches of one by the same address add up to it, and all samples together give the gradient."""
     x, row = points(problem), Row(SEED, 2, 3, 11)
-    count = problem.samples if "samples" in type(problem).model_fields else len(problem.classes)
+    count = sample_count(problem)
     drawn = streams.integers(SEED, 2, 3, 11, streams.SAMPLE, 2000, count)
     longer = problem.model_copy(update={"batch": 2000}).stochastic_gradient(x, row)
     exact, each = problem.gradient(x), []
@@ -452,6 +470,38 @@ MISTAKES = {
         {"kind": "matrix_sensing", "size": 3, "rank": 4, "samples": 9},
         "at most 'size' = 3",
     ),
+    "completion_rank": (
+        {"kind": "matrix_completion", "rows": 5, "columns": 3, "rank": 4, "observed": 0.5},
+        "'rank' must be at most 3, the matrix is 5 × 3",
+    ),
+    "nothing_observed": (
+        {"kind": "matrix_completion", "rows": 5, "columns": 3, "rank": 2, "observed": 0.0},
+        "greater than 0",
+    ),
+    "more_than_all_observed": (
+        {"kind": "matrix_completion", "rows": 5, "columns": 3, "rank": 2, "observed": 1.5},
+        "less than or equal to 1",
+    ),
+    "less_than_one_observed": (
+        {"kind": "matrix_completion", "rows": 5, "columns": 3, "rank": 2, "observed": 0.01},
+        "is less than one entry",
+    ),
+    "completion_start": (
+        {"kind": "matrix_completion", "rows": 5, "columns": 3, "rank": 1, "observed": 0.5, "start": [1.0]},
+        "'start' has 1 numbers",
+    ),
+    "long_filter": (
+        {"kind": "blind_deconvolution", "filter": 30, "signal": 4, "samples": 20},
+        "'samples' must not be less than 'filter' = 30",
+    ),
+    "no_filter": ({"kind": "blind_deconvolution", "filter": 0, "signal": 4, "samples": 20}, "greater than or equal"),
+    "no_depth": ({"kind": "deep_linear", "depth": 0}, "greater than or equal to 1"),
+    "deep_start": ({"kind": "deep_linear", "depth": 3, "start": [1.0, 2.0]}, "'start' has 2 numbers"),
+    "no_hidden": ({"kind": "autoencoder", "hidden": []}, "at least 1 item"),
+    "hidden_zero": ({"kind": "autoencoder", "hidden": [8, 0, 8]}, "greater than or equal to 1"),
+    "tied_unlike": ({"kind": "autoencoder", "hidden": [8, 2, 6], "tied": True}, "read the same from both ends"),
+    "tied_even": ({"kind": "autoencoder", "hidden": [8, 8], "tied": True}, "an odd number of hidden layers"),
+    "activation": ({"kind": "autoencoder", "activation": "sigmoid"}, "'tanh' or 'relu'"),
     "rank": ({"kind": "matrix_factorization", "rows": 5, "columns": 3, "rank": 4}, "'rank' must be at most 3"),
     "no_matrix": ({"kind": "matrix_factorization", "rows": 5, "rank": 2}, "give either 'file'"),
     "two_matrices": ({"kind": "matrix_factorization", "file": TINY, "rows": 5, "rank": 2}, "give either 'file'"),

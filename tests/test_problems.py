@@ -562,6 +562,9 @@ def test_checking_a_problem_loads_nothing_heavy(tmp_path):
         f"          dict(kind='logistic', dataset={str(tmp_path / 'two.svm')!r}), dict(kind='saddle', dimension=2),\n"
         "          dict(kind='saddle_chain', dimension=4), dict(kind='phase_retrieval', dimension=3, samples=9),\n"
         "          dict(kind='matrix_sensing', size=3, rank=2, samples=9),\n"
+        "          dict(kind='matrix_completion', rows=3, columns=4, rank=2, observed=0.5),\n"
+        "          dict(kind='blind_deconvolution', filter=2, signal=3, samples=9),\n"
+        "          dict(kind='deep_linear', depth=5), dict(kind='autoencoder', hidden=[2]),\n"
         "          dict(kind='nmf', photograph='china', rank=2),\n"
         "          dict(kind='matrix_factorization', rows=3, columns=4, rank=2), dict(kind='tsne', samples=50),\n"
         "          dict(kind='tanh_network', hidden=2), dict(kind='conv_network', filters=1)]\n"
@@ -570,4 +573,4 @@ def test_checking_a_problem_loads_nothing_heavy(tmp_path):
         "print([name for name in heavy if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[650, 31, 64, 1, 3, 2, 4, 3, 6, 2134, 14, 100, 160, 110]", "[]"]
+    assert done.stdout.splitlines() == ["[650, 31, 64, 1, 3, 2, 4, 3, 6, 14, 5, 5, 322, 2134, 14, 100, 160, 110]", "[]"]

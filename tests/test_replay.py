@@ -11,9 +11,13 @@ import asyncsim
 from asyncsim.methods import GD, PAGD, PGD, PROJECTIONS, PSGD, SEACD, SGD, STEP_RULES, Adam, NoisyGD, SaddleNGD
 from asyncsim.methods.base import Method, State
 from asyncsim.problems import (
+    Autoencoder,
+    BlindDeconvolution,
     ConvNetwork,
+    DeepLinear,
     LeastSquares,
     Logistic,
+    MatrixCompletion,
     MatrixFactorization,
     MatrixSensing,
     NonNegativeFactorization,
@@ -144,10 +148,14 @@ EVERY_PROBLEM = {
     "saddle_chain": SaddleChain(dimension=3),
     "phase_retrieval": PhaseRetrieval(dimension=3, samples=12, batch=2),
     "matrix_sensing": MatrixSensing(size=3, rank=1, samples=12, batch=2),
+    "matrix_completion": MatrixCompletion(rows=4, columns=3, rank=1, observed=0.7, batch=2),
+    "blind_deconvolution": BlindDeconvolution(filter=2, signal=2, samples=9, batch=2),
+    "deep_linear": DeepLinear(depth=3),
     "matrix_factorization": MatrixFactorization(rows=4, columns=3, rank=2),
     "nmf": NonNegativeFactorization(photograph=str(Path(__file__).parent / "cases/valid/data/tiny.png"), rank=2),
     "tanh_network": TanhNetwork(hidden=2, batch=2),
     "conv_network": ConvNetwork(filters=1, batch=2),
+    "autoencoder": Autoencoder(hidden=[2], batch=2),
 }
 #: Problems that take one model at a time, and say so.
 ONE_BY_ONE = {"tsne", "torch"}
@@ -182,7 +190,7 @@ def calls(method, problem, replicas: int) -> int:
 
 
 #: Gradients of a whole data set are computed in pieces of bounded size: the more replicas, the more pieces.
-EXACT, IN_PIECES = {"gd", "pgd", "pagd", "seacd"}, {"softmax", "tanh_network", "conv_network"}
+EXACT, IN_PIECES = {"gd", "pgd", "pagd", "seacd"}, {"softmax", "tanh_network", "conv_network", "autoencoder"}
 
 
 @pytest.mark.parametrize("problem", EVERY_PROBLEM)

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from asyncsim.problems.autoencoder import Autoencoder
 from asyncsim.problems.base import Problem
+from asyncsim.problems.blind_deconvolution import BlindDeconvolution
 from asyncsim.problems.conv_network import ConvNetwork
+from asyncsim.problems.deep_linear import DeepLinear
 from asyncsim.problems.least_squares import LeastSquares
 from asyncsim.problems.logistic import Logistic
+from asyncsim.problems.matrix_completion import MatrixCompletion
 from asyncsim.problems.matrix_factorization import MatrixFactorization, NonNegativeFactorization
 from asyncsim.problems.matrix_sensing import MatrixSensing
 from asyncsim.problems.online import Online
@@ -38,11 +42,15 @@ PROBLEMS: dict[str, type[Spec]] = {
     "saddle_chain": SaddleChain,
     "phase_retrieval": PhaseRetrieval,
     "matrix_sensing": MatrixSensing,
+    "matrix_completion": MatrixCompletion,
+    "blind_deconvolution": BlindDeconvolution,
+    "deep_linear": DeepLinear,
     "matrix_factorization": MatrixFactorization,
     "nmf": NonNegativeFactorization,
     "tsne": TSNE,
     "tanh_network": TanhNetwork,
     "conv_network": ConvNetwork,
+    "autoencoder": Autoencoder,
     "torch": TorchModule,
 }
 
@@ -52,9 +60,13 @@ __all__ = [
     "PROBLEMS",
     "TSNE",
     "AnyProblem",
+    "Autoencoder",
+    "BlindDeconvolution",
     "ConvNetwork",
+    "DeepLinear",
     "LeastSquares",
     "Logistic",
+    "MatrixCompletion",
     "MatrixFactorization",
     "MatrixSensing",
     "NonNegativeFactorization",
