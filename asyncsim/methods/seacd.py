@@ -162,6 +162,8 @@ class SEACD(Method):
     smoothness: Positive | None = None
     hessian_lipschitz: Positive | None = None
 
+    #: Every gradient is that of the whole objective, of which a worker with a share of the data knows only a part.
+    takes_whole_gradients: ClassVar[bool] = True
     makes_requests: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = ("energy", "perturbations")
 
