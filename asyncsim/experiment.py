@@ -14,6 +14,8 @@ import numpy as np
 from asyncsim import staleness, stored
 from asyncsim.checksums import first_difference
 from asyncsim.cost import cost
+from asyncsim.methods.energies import WithEnergies
+from asyncsim.methods.seacd import SEACD
 from asyncsim.replay import Plan, Replayer, replay
 from asyncsim.results import (
     SCENARIO,
@@ -141,6 +143,7 @@ def _about(scenario: Scenario, recording: Recording, answer: str) -> dict[str, A
     trace, warmup = recording.trace, scenario.run.warmup
     used = trace["update"] >= warmup
     busy = staleness.utilization(trace, warmup=warmup)
+    mixed = None if trace.reads is None else (trace.reads != trace.reads[:, :1]).any(axis=1)
     return {
         "backend": scenario.run.backend,
         "consistency": scenario.run.consistency,
@@ -148,7 +151,7 @@ def _about(scenario: Scenario, recording: Recording, answer: str) -> dict[str, A
         "deaths": [worker for _, _, worker, kind in trace.events if kind == "crash"],
         "service_mean": float((trace["done_time"] - trace["start_time"])[used].mean()) if used.any() else None,
         "share_computing": None if np.isnan(busy).all() else float(np.nanmean(busy)),
-        "mixed_reads": None if trace.reads is None else float((trace.reads != trace.reads[:, :1]).any(axis=1).mean()),
+        "mixed_reads": None if mixed is None or not mixed.size else float(mixed.mean()),
         "replay": answer,
     }
 
@@ -269,9 +272,12 @@ def replayed(
     progress: Callable[[int], Any] | None = None,
 ) -> Run:
     """Replay a scenario's method along a trace, measuring what it asks for."""
-    return replay(
+    method = scenario.method
+    if isinstance(method, SEACD) and method.sweep == "jacobi" and "energy" in scenario.metrics.record:
+        method = WithEnergies(method)
+    run = replay(
         trace,
-        scenario.method,
+        method,
         scenario.problem,
         record_iterates=record_iterates or "momentum" in scenario.metrics.record,
         checksums=checksums,
@@ -280,3 +286,7 @@ def replayed(
         plan=plan,
         progress=progress,
     )
+    if isinstance(method, WithEnergies):
+        found = method.complete(run.measurements, run.metric_names.index("energy"))
+        run = dataclasses.replace(run, measurements=found)
+    return run

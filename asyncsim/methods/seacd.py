@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from asyncsim.blocks import block_bounds
 from asyncsim.methods.base import Method, State
 from asyncsim.methods.perturbation import in_ball
 from asyncsim.methods.projections import AnyProjection, Ball, Simplex
@@ -23,9 +21,6 @@ from asyncsim.problems.base import Problem
 from asyncsim.spec import Positive, refuse
 from asyncsim.theory.escape import EscapeParameters, escape_parameters
 from asyncsim.trace import Row
-
-#: The same blocks are cut for every message.
-_bounds = lru_cache(maxsize=64)(block_bounds)
 
 #: f of models of shape (replicas, d).
 Values = Callable[[np.ndarray], np.ndarray]
@@ -93,8 +88,9 @@ def squared_length(x: np.ndarray) -> np.ndarray:
 class SEACD(Method):
     """Saddle-escaping asynchronous coordinate descent.
 
-    Coordinates are cut into `blocks` contiguous ones. A worker computes from the version x̂ that it read the gradient
-    of its block b, and the server moves that block alone (SWACD), P being the `projection` and η the step:
+    The problem cuts its coordinates into `blocks` contiguous ones of even work. A worker computes from the version x̂
+    that it read the gradient of its block b, and the server moves that block alone (SWACD), P being the `projection`
+    and η the step:
 
         x_b ← P(x_b − η ∇_b f(x̂)),   or with `sweep` = "gauss_seidel"   x_b ← P(x_b + s),
 
@@ -183,10 +179,18 @@ class SEACD(Method):
 
     def parameters(self, problem: Problem) -> EscapeParameters:
         """Return η, r, T, F, M and what is uncertain about them; raise ValueError with the inequality that fails."""
+        return self._for(problem)[1]
+
+    def bounds(self, problem: Problem) -> list[slice]:
+        """Return the coordinates of each block, as the problem cuts them."""
+        return self._for(problem)[2]
+
+    def _for(self, problem: Problem) -> tuple[Problem, EscapeParameters, list[slice]]:
+        """Return what does not change while the problem is the same one."""
         known = self.__dict__.get("_known")  # as a cached property is kept: no part of the value
         if known is None or known[0] is not problem:
-            known = self.__dict__["_known"] = problem, self._parameters(problem)
-        return known[1]
+            known = self.__dict__["_known"] = problem, self._parameters(problem), problem.block_bounds(self.blocks)
+        return known
 
     def _parameters(self, problem: Any) -> EscapeParameters:
         smoothness = problem.smoothness if self.smoothness is None else self.smoothness
@@ -261,7 +265,7 @@ class SEACD(Method):
 
     def message(self, problem: Problem, x_read: np.ndarray, memory: Any, row: Row) -> tuple[Any, Any]:
         """Return the block's gradient, or its pass, at the version read: SWACD."""
-        bounds = _bounds(x_read.shape[-1], self.blocks)
+        bounds = self.bounds(problem)
         step = 0.0 if self.sweep == "jacobi" else self.parameters(problem).step
         block = self.block_of(row, memory)
         if x_read.ndim == 1:
@@ -300,7 +304,7 @@ class SEACD(Method):
                 late = late + (row.staleness > self.delay_bound)
         if not by_block:
             return state._replace(request="go")
-        step, bounds = self.parameters(problem).step, _bounds(state.x.size, self.blocks)
+        step, bounds = self.parameters(problem).step, self.bounds(problem)
         x, point, squared = state.x.copy(), phase.point, 0.0
         if point is not None:
             point = point.copy()
@@ -332,7 +336,7 @@ class SEACD(Method):
 
     def _apply_batch(self, problem: Problem, state: State, parts: list[Part], row: Row) -> State:
         phase: Phase = state.extra
-        step, bounds = self.parameters(problem).step, _bounds(state.x.shape[1], self.blocks)
+        step, bounds = self.parameters(problem).step, self.bounds(problem)
         used = (row.update - row.staleness >= phase.since) & (phase.kind != DONE)
         x, point, squared = state.x.copy(), phase.point, np.zeros(len(state.x))
         if point is not None:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyncsim.blocks import block_bounds
 from asyncsim.methods.perturbation import in_ball
 from asyncsim.methods.seacd import SEACD, squared_length, swacd
 from asyncsim.problems.base import Problem
@@ -57,7 +56,7 @@ class Serial:
         if point.updates == self.updates:
             raise OutOfUpdates
         method, x = self.method, point.x.copy()
-        block = block_bounds(x.size, method.blocks)[point.updates % method.blocks]
+        block = method.bounds(self.problem)[point.updates % method.blocks]
         sent = swacd(self.problem, x, block, self.known.step, method.sweep)
         moved = x[block] - self.known.step * sent if method.sweep == "jacobi" else x[block] + sent
         if method.projection is not None:

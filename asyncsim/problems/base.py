@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from asyncsim.blocks import block_bounds
 from asyncsim.spec import Spec
 from asyncsim.trace import Row
 
@@ -75,6 +76,20 @@ class Problem(Spec):
     def block_gradient(self, x: np.ndarray, block: slice) -> np.ndarray:
         """Return the coordinates `block` of ∇f(x)."""
         return self.gradient(x)[..., block]
+
+    def block_bounds(self, blocks: int) -> list[slice]:
+        """Return the coordinates of each of `blocks` blocks that several workers are to share: equally many, or even.
+
+        A problem whose coordinates take unequal work cuts them so that the blocks' gradients take as much.
+        """
+        return block_bounds(self.dimension, blocks)
+
+    def block_value_and_gradient(self, x: np.ndarray, block: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Return f(x) and the coordinates `block` of ∇f(x), which are `block_gradient`'s to the bit.
+
+        A problem in which they share work does it once.
+        """
+        return self.value(x), self.block_gradient(x, block)
 
     def value_and_gradient(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return f(x) and ∇f(x); a problem in which they share work does it once."""

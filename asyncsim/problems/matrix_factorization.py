@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -29,7 +30,10 @@ class Factorization(Problem):
     that is 8mnk for all of them. Each is done in the way that takes fewer operations: for the whole, Gram matrices up
     to k = 2mn/3(m + n). `value_and_gradient` gets the value from the same products, by Gram matrices as
     (1/mn) (‖A‖² − 2⟨A Hᵀ, W⟩ + ⟨Wᵀ W, H Hᵀ⟩), right to 1e-15 ‖A‖²/mn; `value` forms the residual, 2mnk, and is right
-    where f is tiny, too.
+    where f is tiny, too. `block_value_and_gradient` has the value as cheaply wherever the block holds all of W or all
+    of H.
+
+    `block_bounds` cuts between rows so that each block has as many of the 4mnk operations: two blocks are W and H.
 
     A pass of coordinate descent over a block is compiled: it costs the block gradient, and k²/2 multiplications and
     additions for each row.
@@ -120,13 +124,33 @@ class Factorization(Problem):
         value = 0.5 * self._scale * (self._square + inner)
         return value, self._scale * self._flat(first, second)
 
+    def block_bounds(self, blocks: int) -> list[slice]:
+        """Return blocks of whole rows of W and Hᵀ, of equal work as far as that goes: with two blocks, W and H."""
+        rows, columns = self.shape
+        # A row of W takes 2nk operations and a column of H 2mk, so W in all as many as H.
+        work = np.append(columns * np.arange(rows), rows * columns + rows * np.arange(columns + 1))
+        ends = np.searchsorted(work * blocks, 2 * rows * columns * np.arange(blocks + 1)) * self.rank
+        if (np.diff(ends) == 0).any():  # more blocks than there are rows to share
+            return super().block_bounds(blocks)
+        return [slice(low, high) for low, high in pairwise(ends.tolist())]
+
     def block_gradient(self, x: np.ndarray, block: slice) -> np.ndarray:
         """Return the coordinates `block` of ∇f(x), computed for the rows and columns that the block touches."""
+        return self._block(x, block)[1]
+
+    def block_value_and_gradient(self, x: np.ndarray, block: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Return f(x) and the block of ∇f(x), from the same products where the block holds all of W or all of H."""
+        value, gradient = self._block(x, block, valued=True)
+        return self.value(x) if value is None else value, gradient
+
+    def _block(self, x: np.ndarray, block: slice, valued: bool = False) -> tuple[Any, np.ndarray]:
+        """Return the block of ∇f(x), and f(x) if it is asked for and follows from the same products."""
         start, stop, step = block.indices(self.dimension)
         rows = range(start // self.rank, -(-stop // self.rank))
-        parts = [self._rows_gradient(x, side, chosen) for side, chosen in enumerate(self._sides(rows))]
-        gradient = np.concatenate(parts, axis=-2).reshape(*x.shape[:-1], -1)
-        return gradient[..., start - rows.start * self.rank : max(stop - rows.start * self.rank, 0) : step]
+        parts = [self._rows(x, side, chosen, valued) for side, chosen in enumerate(self._sides(rows))]
+        gradient = np.concatenate([part for _, part in parts], axis=-2).reshape(*x.shape[:-1], -1)
+        value = next((value for value, _ in parts if value is not None), None)
+        return value, gradient[..., start - rows.start * self.rank : max(stop - rows.start * self.rank, 0) : step]
 
     def _sides(self, rows: range) -> tuple[slice, slice]:
         """Return the rows of W and the rows of Hᵀ among rows of both."""
@@ -134,16 +158,26 @@ class Factorization(Problem):
         low, high = rows.start, max(rows.stop, rows.start)
         return slice(min(low, split), min(high, split)), slice(max(low - split, 0), max(high - split, 0))
 
-    def _rows_gradient(self, x: np.ndarray, side: int, rows: slice) -> np.ndarray:
-        """Return some rows of ∇_W f (side 0) or ∇_{Hᵀ} f (side 1)."""
+    def _rows(
+        self, x: np.ndarray, side: int, rows: slice, valued: bool = False
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        """Return some rows of ∇_W f (side 0) or ∇_{Hᵀ} f (side 1), and f(x) if it is asked for and these are all."""
         own, other = self.factors(x)[:: 1 - 2 * side]
         if rows.start == rows.stop:
-            return own[..., rows, :]
+            return None, own[..., rows, :]
         matrix = self.matrix[rows] if side == 0 else self.matrix[:, rows].T
         count, others = matrix.shape
+        own, valued = own[..., rows, :], valued and count == self.shape[side]
         if (others + 2 * count) * self.rank > 2 * count * others:
-            return self._scale * ((own[..., rows, :] @ other.swapaxes(-1, -2) - matrix) @ other)
-        return self._scale * (own[..., rows, :] @ _gram(other) - matrix @ other)
+            residual = own @ other.swapaxes(-1, -2) - matrix
+            square = np.einsum("...ij,...ij->...", residual, residual) if valued else None
+            slope = residual @ other
+        else:
+            crossed = matrix @ other
+            slope = own @ _gram(other) - crossed
+            # ‖A − W H‖² = ‖A‖² + ⟨W, W H Hᵀ − 2 A Hᵀ⟩
+            square = self._square + np.einsum("...ij,...ij->...", own, slope - crossed) if valued else None
+        return None if square is None else 0.5 * self._scale * square, self._scale * slope
 
     def sweep(self, x: np.ndarray, block: slice, step: float) -> np.ndarray:
         """Return the coordinates `block` of x after one pass of coordinate descent over them, shape (…, block).
@@ -165,7 +199,7 @@ class Factorization(Problem):
                 # Copies, laid out without gaps, so that the compiler makes several numbers at once.
                 moved, slopes, bends = (
                     np.ascontiguousarray(array).reshape(-1, *array.shape[-2:])
-                    for array in (own[..., rows, :], self._rows_gradient(x, side, rows), self._scale * _gram(other))
+                    for array in (own[..., rows, :], self._rows(x, side, rows)[1], self._scale * _gram(other))
                 )
                 move_rows(moved, slopes, bends, max(start - before, 0), min(stop - before, size), step)
                 own[..., rows, :] = moved.reshape(own[..., rows, :].shape)
