@@ -20,6 +20,7 @@ from asyncsim.checksums import checksum
 from asyncsim.measure import Meter, metric_functions
 from asyncsim.methods.base import State
 from asyncsim.problems.base import complete
+from asyncsim.problems.empirical_risk import EmpiricalRisk
 from asyncsim.runs import Divergence, Run
 from asyncsim.scenario import Metrics, ScenarioError, parse_condition
 from asyncsim.schedule import BatchSchedule, ReplicaSchedule, Schedule
@@ -76,6 +77,9 @@ def replay(
     array([[0.25]])
     """
     problem, metrics = complete(problem), metrics or Metrics()
+    if isinstance(problem, EmpiricalRisk) and problem.shares and problem.shares.workers != trace.workers:
+        said = f"the data are divided among {problem.shares.workers} workers, and the trace has {trace.workers}"
+        raise ScenarioError(f"cluster.workers: {said}")
     meter = Meter(problem, metrics, trace.seed)
     loop = _Loop(trace, method, problem, meter, record_iterates, checksums, progress)
     alone = checksums or trace.reads is not None
