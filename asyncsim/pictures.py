@@ -41,7 +41,7 @@ Picture = tuple[str, Callable[[Any], Any]]
 
 
 def draw_run(run: Run, folder: Path) -> list[Path]:
-    """Draw a run's pictures into its folder: staleness over its theory, the loss, the workers' timeline."""
+    """Draw a run's pictures into its folder: staleness over its theory, the loss, the workers' timeline and data."""
     import pandas as pd
 
     scenario = run.scenario or {}
@@ -58,6 +58,11 @@ def draw_run(run: Run, folder: Path) -> list[Path]:
     if run.trace.updates.any() and has_timeline(run.trace):
         first = beginning(run.trace, SHOWN_UPDATES).to_frame()
         chosen.append(("timeline", lambda ax: plots.timeline(ax, first, updates=SHOWN_UPDATES, time_unit=unit)))
+    if "classes" in run.summary.get("data", {}):
+        counts = np.array(run.summary["data"]["classes"])
+        worker, label = np.indices(counts.shape).reshape(2, -1)
+        held = pd.DataFrame({"worker": worker, "class": label, "samples": counts.reshape(-1)})
+        chosen.append(("data", lambda ax: plots.shares(ax, held)))
     return _draw(chosen, folder, scenario.get("description", ""))
 
 

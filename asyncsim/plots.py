@@ -34,6 +34,7 @@ from asyncsim.figures import (
 )
 from asyncsim.maps import winners
 from asyncsim.saddle_plots import energy, landscape, scaling
+from asyncsim.share_plots import shares
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,6 +51,7 @@ __all__ = [
     "regret",
     "save",
     "scaling",
+    "shares",
     "staleness_histogram",
     "staleness_tails",
     "time_to_target",

@@ -55,6 +55,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         if measured is not None:
             expected = "" if predicted is None else shown(predicted)
             lines.append(f"{name:<34}{shown(measured):>12}  {expected:>10}".rstrip())
+    if "data" in summary:
+        lines.append(data_line(summary["data"]))
     if recorded:
         how = recorded["backend"].replace("_", " ")
         how += "" if recorded["consistency"] == "locked" else f", {recorded['consistency']}"
@@ -67,6 +69,14 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         if "refused" in summary.get(name, {}):
             lines.append(f"{name} not fitted: {summary[name]['refused']}")
     return lines
+
+
+def data_line(data: Mapping[str, Any]) -> str:
+    """Return how the data were divided among the workers, in words."""
+    how = {"iid": "iid", "one_class": "one class each"}.get(data["split"]) or f"Dirichlet({data['alpha']:g}) per class"
+    least, most = min(data["samples"]), max(data["samples"])
+    many = f"{least:,}" if least == most else f"{least:,}–{most:,}"
+    return f"data: {how}, {many} sample{'s' * (most != 1)} a worker"
 
 
 def shown(value: Any) -> str:

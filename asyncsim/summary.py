@@ -12,6 +12,7 @@ from asyncsim.certificate import certificates
 from asyncsim.methods import SEACD
 from asyncsim.prediction import predict
 from asyncsim.problems.base import complete
+from asyncsim.problems.empirical_risk import EmpiricalRisk
 from asyncsim.runs import Run
 from asyncsim.scenario import Scenario, parse_condition
 from asyncsim.sources import choose_engine
@@ -62,7 +63,7 @@ def summarise(scenario: Scenario, run: Run, *, replayed: bool = True) -> dict[st
             "time": _mean(times[reached]),
         }
     if replayed:
-        summary |= run_estimates(scenario, run) | _of_method(scenario, run)
+        summary |= run_estimates(scenario, run) | _of_method(scenario, run) | _of_data(scenario)
     summary["diverged"] = [str(divergence) for divergence in run.diverged]
     summary["scenario_sha256"] = scenario.sha256()
     summary["trace_sha256"] = trace.sha256()
@@ -123,6 +124,23 @@ def _of_method(scenario: Scenario, run: Run) -> dict[str, Any]:
     if getattr(method, "epsilon", None) is not None:
         found["certificate"] = certificates(problem, method, run.final_iterates, seed=scenario.seed)
     return found
+
+
+def _of_data(scenario: Scenario) -> dict[str, Any]:
+    """Return how the data were divided among the workers, where they were.
+
+    `data` holds the split, and one entry per worker: its number of `samples`, and how many it has of each of `classes`.
+    """
+    problem = scenario.problem
+    if not isinstance(problem, EmpiricalRisk) or problem.shares is None:
+        return {}
+    shares, held = problem.shares, problem.held
+    found: dict[str, Any] = {"split": shares.split, "samples": held.sizes.tolist()}
+    if shares.alpha is not None:
+        found["alpha"] = shares.alpha
+    if hasattr(problem, "classes"):
+        found["classes"] = held.counts(problem.classes).tolist()
+    return {"data": found}
 
 
 def _up_to_divergence(run: Run) -> Any:

@@ -24,7 +24,7 @@ LAYERS = [
     ["tuning"],
     ["cells"],
     ["sweep", "compare"],
-    ["figures", "maps", "plots", "saddle_plots", "pictures", "report"],
+    ["figures", "maps", "plots", "saddle_plots", "share_plots", "pictures", "report"],
     ["cli"],
     ["__main__", "__init__"],
 ]
