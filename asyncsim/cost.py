@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 from asyncsim.measure import DEFAULT_POINTS
+from asyncsim.methods.base import complete
 from asyncsim.results import open_trace
 from asyncsim.scenario import SECONDS, Cluster, Scenario
 from asyncsim.sources import BYTES_PER_COORDINATE, choose_engine
@@ -81,9 +82,10 @@ def _real_cost(scenario: Scenario, cluster: Cluster, rows: float, rate: float) -
 
 def _seconds_to_replay(scenario: Scenario, updates: float, replicas: int) -> float:
     """Return how long a method takes on a schedule, its metrics included."""
-    dimension, seconds = _dimension(scenario), 0.0
-    if dimension:
-        seconds += SECONDS_PER_UPDATE * updates / replicas + SECONDS_PER_COORDINATE * dimension * updates
+    seconds = 0.0
+    if scenario.problem is not None:
+        size = complete(scenario.method).size(scenario.problem, scenario.workers)
+        seconds += SECONDS_PER_UPDATE * updates / replicas + SECONDS_PER_COORDINATE * size * updates
     if getattr(scenario.problem, "dataset", None) is not None:
         every = scenario.metrics.every
         points = scenario.metrics.at_times or (updates / replicas / every if every else DEFAULT_POINTS)

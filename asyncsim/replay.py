@@ -19,6 +19,7 @@ from asyncsim.blocks import mixed_read
 from asyncsim.checksums import checksum
 from asyncsim.measure import Meter, metric_functions
 from asyncsim.methods.base import State
+from asyncsim.methods.base import complete as complete_method
 from asyncsim.problems.base import complete
 from asyncsim.problems.empirical_risk import EmpiricalRisk
 from asyncsim.runs import Divergence, Run
@@ -76,7 +77,7 @@ def replay(
     >>> replay(trace, SGD(step=0.5), Quadratic(eigenvalues=[1.0])).final_iterates
     array([[0.25]])
     """
-    problem, metrics = complete(problem), metrics or Metrics()
+    method, problem, metrics = complete_method(method), complete(problem), metrics or Metrics()
     if isinstance(problem, EmpiricalRisk) and problem.shares and problem.shares.workers != trace.workers:
         said = f"the data are divided among {problem.shares.workers} workers, and the trace has {trace.workers}"
         raise ScenarioError(f"cluster.workers: {said}")
@@ -87,7 +88,7 @@ def replay(
         end_time = trace.last_time()
     # More than one BLAS thread makes small products slower and their bits depend on the machine's load.
     with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
-        for places, schedule in plan or _batches(trace, 1 if alone else _batch_size(method, problem)):
+        for places, schedule in plan or _batches(trace, 1 if alone else _batch_size(trace, method, problem)):
             loop.run(places, schedule, end_time)
     return Run(
         trace=trace,
@@ -104,14 +105,15 @@ def replay(
 
 def plan_of(trace: Trace, method: Any, problem: Any) -> Plan:
     """Return which replicas of a trace go through the loop together, and which versions they keep."""
-    return list(_batches(trace, _batch_size(method, complete(problem))))
+    method, problem = complete_method(method), complete(problem)
+    return list(_batches(trace, _batch_size(trace, method, problem)))
 
 
-def _batch_size(method: Any, problem: Any) -> int:
+def _batch_size(trace: Trace, method: Any, problem: Any) -> int:
     """Return how many replicas may run as one batch; 1 where the method or the problem takes one model at a time."""
-    if not (getattr(method, "batched", False) and getattr(problem, "batched", False)):
+    if not (method.batched and problem.batched):
         return 1
-    return max(1, LARGEST_BATCH // problem.dimension)
+    return max(1, LARGEST_BATCH // method.size(problem, trace.workers))
 
 
 def _batches(trace: Trace, largest: int) -> Iterator[tuple[np.ndarray, Schedule]]:
@@ -185,11 +187,6 @@ def advance(method: Any, problem: Any, state: State, memories: list[Any], rows: 
     return method.apply(problem, state, payloads, rows)
 
 
-def _nothing(problem: Any, state: State) -> dict[str, np.ndarray]:
-    """Return what a method that says nothing about a run says about it."""
-    return {}
-
-
 class Shared(list[Any]):
     """The workers' memories where replicas run as a batch: nobody's own, so all are alike and stay as they are."""
 
@@ -220,7 +217,7 @@ class _Loop:
             self.squared_distances = np.empty((replicas, longest + 1))
         self.played = np.zeros(replicas) if "regret" in meter.names else None
         self.diverged: list[Divergence] = []
-        self.told = [name for name in meter.names if name in getattr(method, "measures", ())]
+        self.told = [name for name in meter.names if name in method.measures]
         self.facts: dict[str, np.ndarray] = {}
 
     def run(self, places: np.ndarray, schedule: Schedule, end_time: float | None) -> None:
@@ -243,7 +240,7 @@ class _Loop:
             reads = [schedule.read(update, gradient) for gradient in range(len(rows))]
             if self.played is not None:
                 for row, x_read in zip(rows, reads, strict=True):
-                    self.played[places] += problem.played_loss(x_read, row)
+                    self.played[places] += problem.played_loss(method.model(problem, x_read), row)
             before = state.x
             state = advance(method, problem, state, memories, rows, reads)
             if not alive.all():
@@ -267,15 +264,15 @@ class _Loop:
             self._pad(schedule.updates, state.x, places)
         if self.progress is not None:
             self.progress(unreported)
-        self.final[places] = state.x
-        for name, value in getattr(method, "facts", _nothing)(problem, state).items():
+        self.final[places] = method.model(problem, state.x)
+        for name, value in method.facts(problem, state).items():
             value = np.asarray(value)
             self.facts.setdefault(name, np.zeros(self.final.shape[0], dtype=value.dtype))[places] = value
 
     def _record(self, version: int, state: State, places: np.ndarray, replicas: np.ndarray, alive: np.ndarray) -> None:
-        x = state.x
         if self.checksums:
-            self.checksums[places[0]][version] = checksum(x)
+            self.checksums[places[0]][version] = checksum(state.x)
+        x = self.method.model(self.problem, state.x)
         if self.iterates is not None:
             self.iterates[places, version] = x
         if self.squared_distances is not None:
@@ -291,7 +288,7 @@ class _Loop:
         if self.checksums:
             self.checksums[places[0]][version + 1 :] = checksum(x)
         if self.iterates is not None:
-            self.iterates[places, version + 1 :] = np.reshape(x, (places.size, 1, -1))
+            self.iterates[places, version + 1 :] = np.reshape(self.method.model(self.problem, x), (places.size, 1, -1))
         if self.squared_distances is not None:
             self.squared_distances[places, version + 1 :] = np.nan
 
@@ -306,7 +303,7 @@ class Replayer:
     def __init__(
         self, method: Any, problem: Any, *, seed: int, workers: int, stop_when: str | None = None, every: int = 1
     ):
-        self.method, self.problem = method, complete(problem)
+        self.method, self.problem = complete_method(method), complete(problem)
         self.seed, self.workers, self.every = seed, workers, every
         self.condition = None
         if stop_when is not None:
@@ -338,7 +335,7 @@ class Replayer:
             self.versions[rows.update + 1] = self.state.x
             self.versions = {v: x for v, x in self.versions.items() if v >= rows.oldest_read}
             if self.condition is not None and (rows.update + 1) % self.every == 0:
-                value = float(self.condition(self.state.x))
+                value = float(self.condition(self.method.model(self.problem, self.state.x)))
                 if (value < self.bound) if self.sign == "<" else (value > self.bound):
                     return "stop"
         return self.state.request

@@ -28,7 +28,7 @@ STEPS: dict[str, Callable[[Any], Any]] = {
 
 
 def memory_with(what: Any) -> Memory:
-    memory = Memory(Layout(dimension=4, workers=1, blocks=0, extra=1 << 20, rows=8, places=2))
+    memory = Memory(Layout(size=4, workers=1, blocks=0, extra=1 << 20, rows=8, places=2))
     memory.keep(0, what)
     return memory
 
@@ -73,7 +73,7 @@ def test_an_array_that_stays_is_not_written_again_and_one_that_changes_is() -> N
 
 def test_more_large_arrays_than_have_places() -> None:
     arrays = [np.full(SIZE, float(number)) for number in range(MOST_LARGE + 2)]
-    memory = Memory(Layout(dimension=4, workers=1, blocks=0, extra=2 * MOST_LARGE * SIZE * 8, rows=8, places=2))
+    memory = Memory(Layout(size=4, workers=1, blocks=0, extra=2 * MOST_LARGE * SIZE * 8, rows=8, places=2))
     memory.keep(0, arrays)
     memory.keep(1, memory.kept(0))
     assert same(memory.kept(1), arrays)

@@ -14,11 +14,17 @@ from asyncsim.spec import Spec
 from asyncsim.trace import Row
 
 
-class State(NamedTuple):
-    """The server's side of a run: the model `x`, what else the method keeps, and what it asks of the schedule.
+#: Bytes of one number on the wire.
+BYTES_PER_NUMBER = 8
 
-    `x` has shape (d,), or (replicas, d) when replicas run as a batch. `request` is "go", "barrier" (let the workers
-    finish, discard what they send, start them all from the new model) or "stop".
+
+class State(NamedTuple):
+    """The server's side of a run: what it publishes, what else the method keeps, and what it asks of the schedule.
+
+    `x` is what workers read of this version: a vector of the method's `size`, shape (size,), or (replicas, size) when
+    replicas run as a batch. For most methods that is the model itself, size = d; `Method.model` says where the model is
+    in it. `request` is "go", "barrier" (let the workers finish, discard what they send, start them all from the new
+    model) or "stop".
     """
 
     x: np.ndarray
@@ -29,17 +35,47 @@ class State(NamedTuple):
 class Method(Spec):
     """A frozen rule that turns gradients into updates.
 
-    Whatever moves the model happens inside `apply`, so that a version of the model names one point. A method that keeps
-    a memory at the workers, or takes one model at a time, says ``batched = False``. (What every worker keeps alike, and
-    never changes, does not count: where replicas run as a batch, `message` is given worker 0's.)
+    Whatever moves the model happens inside `apply`, so that a version of the model names one point.
+
+    What the server publishes as a version is a vector of `size` numbers, d of them unless a method says otherwise; a
+    read, a checksum and a message down are of all of it. `model` gives the d coordinates in it that metrics, final
+    iterates and stopping rules look at. So a method may tell its workers more than the model (`init`, given x0 of shape
+    (d,), returns a state whose x has shape (size,)), or keep a model for each node of a graph.
+
+    A method whose workers' memory changes says ``remembers = True`` and ``batched = False``. A worker's memory is that
+    of all messages that it has computed, in order of its draws, whatever became of them. So a replay computes those of
+    discarded gradients too, and of those lost on the way, after which `lost` follows; a gradient that was cancelled, or
+    lost before it was computed, leaves no trace in the memory. (What every worker keeps alike, and never changes, is no
+    such memory: where replicas run as a batch, `message` is given worker 0's.) A method that only takes one model at a
+    time says ``batched = False`` and no more.
+
+    `message` must look at no more of a row than its address and block: in a real run, and where a gradient is not
+    applied, update is −1 and staleness 0.
     """
 
     batched: ClassVar[bool] = True
+    #: Whether a worker's memory says something about the messages that it has computed.
+    remembers: ClassVar[bool] = False
+    #: Gradients that a worker computes, one after another, for one message.
+    gradients_per_message: ClassVar[int] = 1
     #: What `measure` can tell about a state beside the model: names that metrics may record.
     measures: ClassVar[tuple[str, ...]] = ()
 
     def check(self, problem: Problem, workers: int) -> None:
         """Raise ValueError where problem, number of workers and method do not go together."""
+
+    def size(self, problem: Problem, workers: int) -> int:
+        """Return how many numbers the server publishes as a version."""
+        return problem.dimension
+
+    def model(self, problem: Problem, x: np.ndarray) -> np.ndarray:
+        """Return the model, shape (…, d), that a version of shape (…, size) stands for."""
+        return x
+
+    def message_bytes(self, problem: Problem, workers: int) -> tuple[int, int]:
+        """Return the bytes on the wire of a message (to the server, to a worker); 8 for each number published."""
+        size = BYTES_PER_NUMBER * self.size(problem, workers)
+        return size, size
 
     def init(self, problem: Problem, x0: np.ndarray, workers: int) -> tuple[State, list[Any]]:
         """Return the server's state at version 0 and one memory per worker (None where the method keeps none)."""
@@ -64,3 +100,35 @@ class Method(Spec):
     def lost(self, payload: Any, memory: Any) -> Any:
         """Return the worker's memory after a message of its was lost on the way."""
         return memory
+
+
+def complete(own: Any) -> Any:
+    """Return a method with every function: a user's object that leaves some out gets the defaults of `Method`.
+
+    >>> class Halving:
+    ...     def init(self, problem, x0, workers): return State(x0), [None] * workers
+    ...     def message(self, problem, x_read, memory, row): return None, memory
+    ...     def apply(self, problem, state, payloads, rows): return State(state.x / 2)
+    >>> complete(Halving()).batched, complete(Halving()).measures
+    (False, ())
+    """
+    return own if isinstance(own, Method) else _Completed(own)
+
+
+class _Completed:
+    """A user's object, and the defaults of `Method` behind it."""
+
+    def __init__(self, own: Any):
+        self._own = own
+        self.batched = getattr(own, "batched", False)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the object's own attribute, else the default, bound to the whole where it is a function."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if hasattr(self._own, name):
+            return getattr(self._own, name)
+        if name not in vars(Method):
+            raise AttributeError(f"{type(self._own).__name__} has no '{name}', and a method has no default for it")
+        default = vars(Method)[name]
+        return default.__get__(self) if callable(default) else default

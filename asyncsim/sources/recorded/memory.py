@@ -79,12 +79,12 @@ UPDATE = 0
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes: coordinates, workers, blocks (0 where reads are whole), bytes of what the server keeps, room for rows.
+    """Sizes: numbers of a version, workers, blocks (0: reads are whole), bytes of what the server keeps, room for rows.
 
     `places` is how many places versions of the model take turns in.
     """
 
-    dimension: int
+    size: int
     workers: int
     blocks: int
     extra: int
@@ -98,7 +98,7 @@ class Layout:
             "doing": (DOING, (self.workers,)),
             "durations": (np.dtype("f8"), (self.workers, AHEAD)),
             "block_version": (np.dtype("i8"), (self.blocks,)),
-            "models": (np.dtype("f8"), (2, self.dimension)),
+            "models": (np.dtype("f8"), (2, self.size)),
             "extra_size": (np.dtype("i8"), (2,)),
             "extra": (np.dtype("u1"), (2, self.extra)),
             "large": (np.dtype("u1"), (2, self.extra)),
@@ -111,8 +111,8 @@ class Layout:
 
     @property
     def bounds(self) -> list[slice]:
-        """The coordinates of each block."""
-        return block_bounds(self.dimension, self.blocks) if self.blocks else []
+        """The numbers of a version in each block."""
+        return block_bounds(self.size, self.blocks) if self.blocks else []
 
 
 class Memory:

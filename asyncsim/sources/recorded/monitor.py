@@ -192,7 +192,7 @@ def run_replica(scenario: Scenario, replica: int, progress: Callable[[int], Any]
                     monitor.collect()
 
         ended, interrupted = outcome_of(watch)
-        x = memory.model(memory.version).copy()
+        x = np.array(job.method.model(job.problem, memory.model(memory.version)))
     finally:
         memory.close()
     return Outcome(monitor.log, x, ended, interrupted)

@@ -125,7 +125,7 @@ class Reporter:
         new = log.rows[self.rows :], log.events[self.events :], log.checksums[self.checksums :]
         updates = len(log.checksums) - max(self.checksums, 1)  # the first checksum is that of version 0
         self.rows, self.events, self.checksums = len(log.rows), len(log.events), len(log.checksums)
-        self.connection.send(Report(log.begin, *new, updates, self.server.state.x))
+        self.connection.send(Report(log.begin, *new, updates, self.server.model))
 
 
 if __name__ == "__main__":

@@ -72,8 +72,9 @@ def launch(scenario: Scenario, replica: int, progress: Callable[[int], Any] | No
         raise finished.error
     x = parent.x
     if x is None:  # it did not come to begin
-        x = job.method.init(job.problem, job.problem.initial(job.seed, replica), job.workers)[0].x
-        parent.log.checksums.append(checksum(x))
+        published = job.method.init(job.problem, job.problem.initial(job.seed, replica), job.workers)[0].x
+        parent.log.checksums.append(checksum(published))
+        x = job.method.model(job.problem, published)
     return Outcome(parent.log, x, finished.ended, finished.interrupted)
 
 

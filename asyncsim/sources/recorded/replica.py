@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from asyncsim.methods.base import complete as complete_method
 from asyncsim.problems.base import complete
 from asyncsim.scenario import SECONDS, Scenario, parse_condition
 from asyncsim.sources.recorded.interrupts import Ended
@@ -25,7 +26,7 @@ LOOK_EVERY = 10
 
 @dataclass
 class Outcome:
-    """One replica of a real run, as a backend hands it over."""
+    """One replica of a real run, as a backend hands it over: its rows, and the model at its end."""
 
     log: Log
     x: np.ndarray
@@ -54,14 +55,15 @@ def serve(server: Server, transport: Any) -> Outcome:
             server.run(transport)
 
     ended, interrupted = outcome_of(run)
-    return Outcome(server.log, server.state.x, ended, interrupted)
+    return Outcome(server.log, server.model, ended, interrupted)
 
 
 def make_job(scenario: Scenario, replica: int) -> Job:
     """Return what the workers of a replica are given, its problem warmed up: data read, modules imported."""
     settings = scenario.run
     addressed = scenario.seed, replica, scenario.workers
-    job = Job(scenario.method, complete(scenario.problem), *addressed, settings.wait, settings.on_worker_death)
+    method, problem = complete_method(scenario.method), complete(scenario.problem)
+    job = Job(method, problem, *addressed, settings.wait, settings.on_worker_death)
     with contextlib.suppress(Exception):  # a worker will meet it again, and say so with its name
         warm_up(job)
     return job

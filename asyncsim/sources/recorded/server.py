@@ -73,6 +73,11 @@ class Server:
         self.at_barrier = False
         self.over = False
 
+    @property
+    def model(self) -> np.ndarray:
+        """The model of the current version, shape (d,)."""
+        return np.asarray(self.job.method.model(self.job.problem, self.state.x))
+
     def run(self, transport: Transport) -> None:
         """Serve until the run is over; rows settled so far are in `log` whatever happens."""
         self.transport = transport
@@ -155,7 +160,7 @@ class Server:
             self.progress(1)
         if self.over:
             return
-        if self.stop_when is not None and self.stop_when(self.state.x, self.version):
+        if self.stop_when is not None and self.stop_when(self.model, self.version):
             self.log.events.append((now, -1, "stop"))
             self.over = True
         elif self.version == self.last_update or self.state.request == "stop":

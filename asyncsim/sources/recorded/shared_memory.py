@@ -105,7 +105,7 @@ class SharedWorker:
 
     def _read_blocks(self) -> tuple[int, float, np.ndarray, np.ndarray | None]:
         memory = self.memory
-        x, versions = np.empty(memory.layout.dimension), np.empty(len(memory.bounds), dtype=np.int64)
+        x, versions = np.empty(memory.layout.size), np.empty(len(memory.bounds), dtype=np.int64)
         last = len(memory.bounds) - 1
         for block in range(last, -1, -1):
             torn = True
