@@ -111,8 +111,8 @@ class EmpiricalRisk(Problem):
             classes = self.class_count
             if workers < classes:
                 raise refuse(
-                    f"'one_class' needs a worker for each of the {classes} classes, got {workers}: the others' samples "
-                    "would be with nobody"
+                    f"'one_class' needs a worker for each of the {classes} classes, got {workers}: the samples "
+                    "of the others would be with nobody"
                 )
             if workers > classes:  # the data need not be read to know that every class has a sample
                 needed = (workers - np.arange(classes) + classes - 1) // classes
