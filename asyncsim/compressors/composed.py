@@ -15,8 +15,8 @@ from asyncsim.compressors.sparse import RandK, TopK
 class Composed(Compressor):
     """C(x) = Q(x_S) in the places S that the `sparsifier` chooses, 0 elsewhere, with the `quantizer` Q for k numbers.
 
-    Sends the bytes of Q for k numbers and those of the indices. What Q does wrong is in S, what the sparsifier leaves out
-    is outside of it, so the two errors are orthogonal:
+    Sends the bytes of Q for k numbers and those of the indices. What Q does wrong is in S, what the sparsifier leaves
+    out is outside of S, so the two errors are orthogonal:
 
         E‖x − C(x)‖² = ‖x‖² − ‖x_S‖² + E‖x_S − Q(x_S)‖² ≤ ‖x‖² − μ_Q ‖x_S‖²,
 
@@ -40,9 +40,8 @@ class Composed(Compressor):
 
     def pack(self, vector: np.ndarray, address: Address) -> bytes:
         """Return the bytes of Q(x_S), then what tells S."""
-        indices = self.sparsifier.choose(vector, address)
-        values = self.quantizer.pack(vector[indices], address)
-        return values + self.sparsifier.pack_indices(indices, vector.size)
+        indices, values = self.sparsifier.choose(vector, address)
+        return b"".join((self.quantizer.pack(values, address), self.sparsifier.pack_indices(indices, vector.size)))
 
     def unpack(self, data: memoryview | bytes, dimension: int, address: Address) -> np.ndarray:
         """Return Q(x_S) in its places."""

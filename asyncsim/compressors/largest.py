@@ -22,33 +22,37 @@ _SAMPLE = 1 << 14
 _GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 
 
-def largest(x: np.ndarray, k: int) -> np.ndarray:
-    """Return the indices of the k largest |x_i| in increasing order, of equal ones those of lower index.
+def largest(x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the k largest |x_i| in increasing order, of equal ones those of lower index, and these x_i.
 
     A sample of x gives a bound that about k of the |x_i| should exceed, with a margin of four standard errors. One pass
-    finds the indices of those that do, and the k largest are searched among them. Where fewer than k exceed the
-    bound, because many equal it or the sample was misleading, the rest is made up of those that equal it, or all are
-    searched: the result is the same, only later.
+    finds those that do, and the k largest are searched among them. Where fewer than k exceed the bound, because
+    many equal it or the sample was misleading, the rest is made up of those that equal it, or all are searched: the
+    result is the same, only later.
 
-    >>> largest(np.array([1.0, -3.0, 0.0, 3.0, -1.0]), 3).tolist()
-    [0, 1, 3]
+    >>> [found.tolist() for found in largest(np.array([1.0, -3.0, 0.0, 3.0, -1.0]), 3)]
+    [[0, 1, 3], [1.0, -3.0, 3.0]]
     """
-    if k == x.size:
-        return np.arange(k)
     bits = x.view(np.uint64)
     bound = _guess(bits, k) if x.size >= _MANY else None
+    indices = _search(bits, k) if bound is None else None
     if bound is not None:
-        from asyncsim.compressors.scanning import find_above, find_equal
+        from asyncsim.compressors.scanning import find_above, find_equal, keep_largest
 
-        found = np.empty(x.size, dtype=np.int64)  # memory that is not written to costs nothing
-        count = find_above(bits, bound, found)
+        # Memory that is not written to costs nothing.
+        places, found = np.empty(x.size, dtype=np.int64), np.empty(x.size, dtype=np.uint64)
+        count = find_above(bits, bound, places, found)
         if count >= k:
-            above = found[:count]
-            return above[_largest(bits[above] & _MAGNITUDE, k)]
+            places, found = places[:count], found[:count]
+            bound, above = _kth(found & _MAGNITUDE, k)
+            keep_largest(places, found, bound, k - above)
+            return places[:k], found[:k].view(np.float64)
         equal = np.empty(k - count, dtype=np.int64)
         if find_equal(bits, bound, equal) == equal.size:
-            return np.sort(np.concatenate([found[:count], equal]))
-    return _largest(bits & _MAGNITUDE, k)
+            indices = np.sort(np.concatenate([places[:count], equal]))
+    if indices is None:
+        indices = _search(bits, k)
+    return indices, x[indices]
 
 
 def _guess(bits: np.ndarray, k: int) -> np.uint64 | None:
@@ -58,12 +62,20 @@ def _guess(bits: np.ndarray, k: int) -> np.uint64 | None:
     if rank >= _SAMPLE // 2:
         return None
     places = (np.arange(_SAMPLE) * _GOLDEN % 1.0 * bits.size).astype(np.int64)
-    return np.partition(bits[places] & _MAGNITUDE, _SAMPLE - rank)[_SAMPLE - rank]
+    return _kth(bits[places] & _MAGNITUDE, rank)[0]
 
 
-def _largest(magnitudes: np.ndarray, k: int) -> np.ndarray:
-    """Return the places of the k largest whole numbers in increasing order, of equal ones the first."""
-    bound = np.partition(magnitudes, magnitudes.size - k)[magnitudes.size - k]
+def _kth(magnitudes: np.ndarray, k: int) -> tuple[np.uint64, int]:
+    """Return the k-th largest whole number, and how many exceed it."""
+    ordered = np.partition(magnitudes, magnitudes.size - k)
+    bound = ordered[magnitudes.size - k]
+    return bound, int(np.count_nonzero(ordered[magnitudes.size - k :] > bound))
+
+
+def _search(bits: np.ndarray, k: int) -> np.ndarray:
+    """Return the indices by looking at all numbers as often as it takes."""
+    magnitudes = bits & _MAGNITUDE
+    bound, above = _kth(magnitudes, k)
     keep = magnitudes > bound
-    keep[np.flatnonzero(magnitudes == bound)[: k - np.count_nonzero(keep)]] = True
+    keep[np.flatnonzero(magnitudes == bound)[: k - above]] = True
     return np.flatnonzero(keep)

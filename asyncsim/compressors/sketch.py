@@ -75,13 +75,13 @@ class SketchedTopK(Sparse):
 
     def heaviest(self, sketch: np.ndarray, address: Address, dimension: int) -> np.ndarray:
         """Return S, the indices of the k largest estimates in size, in increasing order, shape (k,)."""
-        return largest(self.estimates(sketch, address, dimension), self.count(dimension))
+        return largest(self.estimates(sketch, address, dimension), self.count(dimension))[0]
 
     def pack(self, vector: np.ndarray, address: Address) -> bytes:
         """Return T and x_S."""
         sketch = self.sketch(vector, address)
         values = vector[self.heaviest(sketch, address, vector.size)]
-        return sketch.astype(NUMBER, copy=False).tobytes() + values.astype(NUMBER, copy=False).tobytes()
+        return b"".join((sketch.astype(NUMBER, copy=False).data, values.astype(NUMBER, copy=False).data))
 
     def unpack(self, data: memoryview | bytes, dimension: int, address: Address) -> np.ndarray:
         """Return x_S in its places and 0 elsewhere; NaN throughout where the sketch is not finite."""

@@ -13,11 +13,11 @@ from asyncsim.compressors.largest import largest
 class Sparsifier(Sparse):
     """C(x)_i = x_i for i in a set S of k coordinates, and 0 elsewhere; sends x_S in order of i, then what tells S."""
 
-    def choose(self, vector: np.ndarray, address: Address) -> np.ndarray:
-        """Return S in increasing order, shape (k,)."""
+    def choose(self, vector: np.ndarray, address: Address) -> tuple[np.ndarray, np.ndarray]:
+        """Return S in increasing order, and x_S, each of shape (k,)."""
         raise NotImplementedError
 
-    def pack_indices(self, indices: np.ndarray, dimension: int) -> bytes:
+    def pack_indices(self, indices: np.ndarray, dimension: int) -> bytes | memoryview:
         """Return the bytes that tell S to a receiver who knows the address."""
         raise NotImplementedError
 
@@ -31,9 +31,8 @@ class Sparsifier(Sparse):
 
     def pack(self, vector: np.ndarray, address: Address) -> bytes:
         """Return x_S, then what tells S."""
-        indices = self.choose(vector, address)
-        values = vector[indices].astype(NUMBER, copy=False).tobytes()
-        return values + self.pack_indices(indices, vector.size)
+        indices, values = self.choose(vector, address)
+        return b"".join((values.astype(NUMBER, copy=False).data, self.pack_indices(indices, vector.size)))
 
     def unpack(self, data: memoryview | bytes, dimension: int, address: Address) -> np.ndarray:
         """Return x_S in its places, and 0 elsewhere."""
@@ -86,9 +85,10 @@ class RandK(Sparsifier):
 
         return random_subset(dimension, self.count(dimension), shared(address))
 
-    def choose(self, vector: np.ndarray, address: Address) -> np.ndarray:
-        """Return S, whatever the vector."""
-        return self.indices(vector.size, address)
+    def choose(self, vector: np.ndarray, address: Address) -> tuple[np.ndarray, np.ndarray]:
+        """Return S, which does not depend on the vector, and x_S."""
+        indices = self.indices(vector.size, address)
+        return indices, vector[indices]
 
     def pack_indices(self, indices: np.ndarray, dimension: int) -> bytes:
         """Return nothing."""
@@ -118,13 +118,13 @@ class TopK(Sparsifier):
 
     kind: Literal["top_k"] = "top_k"
 
-    def choose(self, vector: np.ndarray, address: Address) -> np.ndarray:
-        """Return the indices of the k largest |x_i|."""
+    def choose(self, vector: np.ndarray, address: Address) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices of the k largest |x_i|, and these x_i."""
         return largest(vector, self.count(vector.size))
 
-    def pack_indices(self, indices: np.ndarray, dimension: int) -> bytes:
+    def pack_indices(self, indices: np.ndarray, dimension: int) -> memoryview:
         """Return the indices."""
-        return indices.astype(_index_type(dimension)).tobytes()
+        return indices.astype(_index_type(dimension)).data
 
     def unpack_indices(self, data: memoryview | bytes, dimension: int, address: Address) -> np.ndarray:
         """Return the indices."""
