@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from asyncsim.methods.adam import Adam
 from asyncsim.methods.base import Method, State
+from asyncsim.methods.decentralized import DecentralizedSGD
 from asyncsim.methods.pagd import PAGD
 from asyncsim.methods.perturbed import GD, PGD, PSGD, NoisyGD, SaddleNGD
 from asyncsim.methods.projections import PROJECTIONS, AnyProjection, Ball, Box, NonNegativeOrthant, Projection, Simplex
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Spec]] = {
     "saddle_ngd": SaddleNGD,
     "adam": Adam,
     "seacd": SEACD,
+    "decentralized_sgd": DecentralizedSGD,
 }
 
 AnyMethod = Annotated[Any, *named_field("kind", METHODS, "method")]
@@ -44,6 +46,7 @@ __all__ = [
     "AnyProjection",
     "Ball",
     "Box",
+    "DecentralizedSGD",
     "Method",
     "NoisyGD",
     "NonNegativeOrthant",
