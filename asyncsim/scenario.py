@@ -45,7 +45,7 @@ LONGEST_TIME = 1e100
 #: What can be measured on the model at a version.
 MODEL_METRICS = ("loss", "suboptimality", "grad_norm", "distance", "accuracy", "regret", "lambda_min")
 #: What only some methods can tell about the model and what they keep beside it.
-METHOD_METRICS = ("energy", "perturbations")
+METHOD_METRICS = ("energy", "perturbations", "consensus")
 #: Where the model is: its first two coordinates, which are all there is of a model in the plane.
 PLANE_METRICS = ("x1", "x2")
 #: What can be measured on a whole run, from its replicas.
