@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from asyncsim.computed import GONE, computed
 from asyncsim.replay import Replayer
 from asyncsim.runs import Run
 from asyncsim.scenario import ScenarioError, build
-from asyncsim.trace import APPLIED, Trace, UpdateRows
+from asyncsim.trace import APPLIED, Trace, UpdateRows, Wasted
 
 #: Columns that make a schedule; times and bytes are not among them.
 SCHEDULE = ("replica", "worker", "draw", "read_version", "update", "status")
@@ -67,7 +68,7 @@ def first_divergence(a: Run, b: Run) -> tuple[int, int] | None:
         replayers.append(Replayer(scenario.method, scenario.problem, seed=seed, workers=workers))
     with threadpool_limits(limits=1, user_api="blas"):
         ended = None
-        for rows in _updates(a.trace):
+        for rows in _updates(a.trace, remembered=any(replayer.method.remembers for replayer in replayers)):
             if rows.replica == ended:
                 continue
             answers = [replayer.step(rows) for replayer in replayers]
@@ -79,8 +80,11 @@ def first_divergence(a: Run, b: Run) -> tuple[int, int] | None:
     return None
 
 
-def _updates(trace: Trace) -> Iterator[UpdateRows]:
-    """Yield the rows of each update, replica by replica."""
+def _updates(trace: Trace, *, remembered: bool) -> Iterator[UpdateRows]:
+    """Yield the rows of each update, replica by replica; with those wasted where workers have `remembered` them."""
+    if remembered:
+        yield from _updates_with_wasted(trace)
+        return
     worker, draw, read_version, update_of = (trace[name] for name in ("worker", "draw", "read_version", "update"))
     block = trace["block"] if "block" in trace else np.full(len(trace), -1)
     used = trace["status"] == APPLIED
@@ -101,4 +105,28 @@ def _updates(trace: Trace) -> Iterator[UpdateRows]:
                 read_version=read_version[mine],
                 block=block[mine],
                 oldest_read=int(oldest[ends[update + 1]]),
+            )
+
+
+def _updates_with_wasted(trace: Trace) -> Iterator[UpdateRows]:
+    for replica, count in zip(trace.replicas.tolist(), trace.updates.tolist(), strict=True):
+        parts = list(computed(trace, replica))
+        names = ("worker", "draw", "read_version", "update", "into")
+        worker, draw, read, before, into = (np.concatenate([part[name] for part in parts]) for name in names)
+        block = np.concatenate([part.get("block", np.full(part["draw"].size, -1)) for part in parts])
+        ends = np.searchsorted(before, np.arange(count + 1))
+        oldest = np.append(np.minimum.accumulate(read[::-1])[::-1], count)
+        for update in range(count):
+            here = np.arange(ends[update], ends[update + 1])
+            mine, others = here[into[here] == update], here[into[here] < 0]
+            yield UpdateRows(
+                replica=replica,
+                update=update,
+                time=math.nan,
+                worker=worker[mine],
+                draw=draw[mine],
+                read_version=read[mine],
+                block=block[mine],
+                oldest_read=int(oldest[ends[update + 1]]),
+                wasted=Wasted(worker[others], draw[others], read[others], block[others], into[others] == GONE),
             )

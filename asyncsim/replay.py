@@ -7,7 +7,7 @@ arrays of shape (replicas, d), each gathering its own stale version.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from asyncsim import stored
 from asyncsim.blocks import mixed_read
 from asyncsim.checksums import checksum
+from asyncsim.computed import computed
 from asyncsim.measure import Meter, metric_functions
 from asyncsim.methods.base import State
 from asyncsim.methods.base import complete as complete_method
@@ -26,7 +27,7 @@ from asyncsim.runs import Divergence, Run
 from asyncsim.scenario import Metrics, ScenarioError, parse_condition
 from asyncsim.schedule import BatchSchedule, ReplicaSchedule, Schedule
 from asyncsim.stored import StoredTrace
-from asyncsim.trace import APPLIED, Row, Trace, UpdateRows
+from asyncsim.trace import APPLIED, Row, Trace, UpdateRows, Wasted
 from asyncsim.windows import NEEDED, Columns
 
 #: Batches of replicas: their places in the trace, and their schedule.
@@ -88,7 +89,7 @@ def replay(
         end_time = trace.last_time()
     # More than one BLAS thread makes small products slower and their bits depend on the machine's load.
     with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
-        for places, schedule in plan or _batches(trace, 1 if alone else _batch_size(trace, method, problem)):
+        for places, schedule in plan or _schedules(trace, method, problem, alone=alone):
             loop.run(places, schedule, end_time)
     return Run(
         trace=trace,
@@ -105,8 +106,18 @@ def replay(
 
 def plan_of(trace: Trace, method: Any, problem: Any) -> Plan:
     """Return which replicas of a trace go through the loop together, and which versions they keep."""
-    method, problem = complete_method(method), complete(problem)
-    return list(_batches(trace, _batch_size(trace, method, problem)))
+    return list(_schedules(trace, complete_method(method), complete(problem)))
+
+
+def _schedules(
+    trace: Trace, method: Any, problem: Any, *, alone: bool = False
+) -> Iterator[tuple[np.ndarray, Schedule]]:
+    """Yield (places, schedule) of replicas that go through the loop together; each by itself if `alone`."""
+    if not method.remembers:
+        yield from _batches(trace, 1 if alone else _batch_size(trace, method, problem))
+        return
+    for place, (replica, updates) in enumerate(zip(trace.replicas.tolist(), trace.updates.tolist(), strict=True)):
+        yield np.array([place]), ReplicaSchedule(trace, replica, partial(computed, trace, replica), updates)
 
 
 def _batch_size(trace: Trace, method: Any, problem: Any) -> int:
@@ -172,19 +183,34 @@ def _applied(trace: Trace, rows: np.ndarray) -> Iterator[Columns]:
     yield columns if trace.reads is None else {**columns, "reads": trace.reads[rows]}
 
 
-def advance(method: Any, problem: Any, state: State, memories: list[Any], rows: list[Row], reads: list[Any]) -> State:
+def advance(
+    method: Any,
+    problem: Any,
+    state: State,
+    memories: list[Any],
+    rows: list[Row],
+    reads: list[Any],
+    lost: Sequence[bool] = (),
+) -> State:
     """Return the state after one update: each row's message from the version it read, then the server's step.
 
-    `memories` holds one entry per worker and is changed in place; where replicas run as a batch it is `Shared`.
+    Rows whose own update is −1 are computed, for what their workers remember of them, and not applied; of those, some
+    may have been `lost`. `memories` holds one entry per worker and is changed in place; where replicas run as a batch
+    it is `Shared`.
     """
-    payloads = []
-    shared = isinstance(memories, Shared)
-    for row, x_read in zip(rows, reads, strict=True):
-        payload, memory = method.message(problem, x_read, memories[0 if shared else row.worker], row)
-        if not shared:
-            memories[row.worker] = memory
-        payloads.append(payload)
-    return method.apply(problem, state, payloads, rows)
+    if isinstance(memories, Shared):
+        payloads = [method.message(problem, x, memories[0], row)[0] for row, x in zip(rows, reads, strict=True)]
+        return method.apply(problem, state, payloads, rows)
+    payloads, applied = [], []
+    for place, (row, x_read) in enumerate(zip(rows, reads, strict=True)):
+        payload, memory = method.message(problem, x_read, memories[row.worker], row)
+        if row.update >= 0:
+            payloads.append(payload)
+            applied.append(row)
+        elif lost[place]:
+            memory = method.lost(payload, memory)
+        memories[row.worker] = memory
+    return method.apply(problem, state, payloads, applied)
 
 
 class Shared(list[Any]):
@@ -239,10 +265,11 @@ class _Loop:
             rows = schedule.rows(update)
             reads = [schedule.read(update, gradient) for gradient in range(len(rows))]
             if self.played is not None:
-                for row, x_read in zip(rows, reads, strict=True):
+                for row, x_read in ((row, x) for row, x in zip(rows, reads, strict=True) if np.any(row.update >= 0)):
                     self.played[places] += problem.played_loss(method.model(problem, x_read), row)
             before = state.x
-            state = advance(method, problem, state, memories, rows, reads)
+            lost = schedule.lost(update) if isinstance(schedule, ReplicaSchedule) else []
+            state = advance(method, problem, state, memories, rows, reads, lost)
             if not alive.all():
                 state = state._replace(x=np.where(alive[:, None], state.x, before))
             if not math.isfinite(np.vdot(state.x, state.x)):
@@ -320,6 +347,7 @@ class Replayer:
             x0 = self.problem.initial(self.seed, rows.replica)
             self.state, self.memories = self.method.init(self.problem, x0, self.workers)
             self.versions = {0: self.state.x}
+            self.next_draw = [0] * self.workers
         gradients = [
             Row(self.seed, rows.replica, int(w), int(draw), rows.update, rows.update - int(version), int(block))
             for w, draw, version, block in zip(rows.worker, rows.draw, rows.read_version, rows.block, strict=True)
@@ -328,8 +356,11 @@ class Replayer:
             reads = [self.versions[int(version)] for version in rows.read_version]
         else:
             reads = [mixed_read(self.versions, of_block) for of_block in rows.reads.tolist()]
+        lost = [False] * len(gradients)
+        if self.method.remembers:
+            gradients, reads, lost = self._with_wasted(rows.wasted, gradients, reads)
         with np.errstate(over="ignore", invalid="ignore"):
-            self.state = advance(self.method, self.problem, self.state, self.memories, gradients, reads)
+            self.state = advance(self.method, self.problem, self.state, self.memories, gradients, reads, lost)
             if not math.isfinite(np.vdot(self.state.x, self.state.x)):
                 return "stop"
             self.versions[rows.update + 1] = self.state.x
@@ -339,3 +370,36 @@ class Replayer:
                 if (value < self.bound) if self.sign == "<" else (value > self.bound):
                     return "stop"
         return self.state.request
+
+    def _with_wasted(
+        self, wasted: Wasted | None, gradients: list[Row], reads: list[Any]
+    ) -> tuple[list[Row], list[Any], list[bool]]:
+        """Return an update's gradients with those computed for nothing among them, each worker's in order of draws."""
+        waiting: dict[int, list[tuple[Row, Any, bool]]] = {}
+        for worker, draw, version, block, lost in zip(*(field.tolist() for field in wasted or ()), strict=True):
+            row = Row(self.seed, gradients[0].replica, worker, draw, block=block)
+            waiting.setdefault(worker, []).append((row, self.versions[version], lost))
+        for of_worker in waiting.values():
+            of_worker.sort(key=lambda entry: -int(entry[0].draw))
+        found: list[tuple[Row, Any, bool]] = []
+
+        def take(row: Row, read: Any, lost: bool) -> None:
+            before = self.next_draw[row.worker]
+            if row.draw < before or (wasted is None and row.draw > before):
+                raise ScenarioError(
+                    f"the method's workers remember all that they have computed, and what became of draw {before} of "
+                    f"worker {row.worker} is not known while the simulation runs: end the run with 'updates' or 'time' "
+                    "instead of 'stop_when'"
+                )
+            self.next_draw[row.worker] = row.draw + 1
+            found.append((row, read, lost))
+
+        for row, read in zip(gradients, reads, strict=True):
+            of_worker = waiting.get(row.worker, [])
+            while of_worker and of_worker[-1][0].draw < row.draw:
+                take(*of_worker.pop())
+            take(row, read, False)
+        for of_worker in waiting.values():
+            while of_worker:
+                take(*of_worker.pop())
+        return [entry[0] for entry in found], [entry[1] for entry in found], [entry[2] for entry in found]

@@ -1,4 +1,4 @@
-"""What a replay sees of a trace: the rows of each update, and the versions that they were computed from.
+"""What a replay sees of a trace: the gradients that it computes for each update, and the versions that they read.
 
 Only versions that a gradient still to come was computed from are kept, whatever their age.
 """
@@ -12,12 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from asyncsim.blocks import mixed_read
+from asyncsim.computed import GONE
 from asyncsim.trace import Row, Trace
 from asyncsim.windows import Columns, in_windows, read_later, window_size
 
 
 class Schedule(Protocol):
-    """The rows of each update and the versions they read."""
+    """What is computed for each update and the versions that are read for it."""
 
     trace: Trace
     updates: int
@@ -33,10 +34,17 @@ class Schedule(Protocol):
 
 
 class ReplicaSchedule:
-    """One replica, of which a window of updates is laid out at a time; models have shape (d,)."""
+    """One replica, of which a window of updates is laid out at a time; models have shape (d,).
+
+    Where workers remember, there are more rows than an update applies: those that were computed before it and not
+    applied, whose own update is −1.
+    """
 
     def __init__(self, trace: Trace, replica: int, parts: Callable[[], Iterable[Columns]], updates: int):
-        """Plan; each call of `parts` gives the replica's applied rows in order, in parts of whole updates."""
+        """Plan; each call of `parts` gives the rows to compute in order, in parts of whole updates.
+
+        Those that have a column `into` say there what became of the message; without one, all are applied.
+        """
         self.trace, self.updates = trace, updates
         self.address = (trace.seed, replica)
         self.parts = parts
@@ -64,6 +72,7 @@ class ReplicaSchedule:
         self.worker, self.draw = window["worker"].tolist(), window["draw"].tolist()
         self.version = window["read_version"].tolist()
         self.block = window["block"].tolist() if "block" in window else [-1] * len(self.version)
+        self.into = window["into"].tolist() if "into" in window else None
         self.reads = window["reads"].tolist() if "reads" in window else None
         updates = window["update"].tolist()
         self.last_read = dict(zip(self.version, updates, strict=True))  # of several the last one
@@ -80,8 +89,14 @@ class ReplicaSchedule:
             self._lay_out()
         return [
             Row(*self.address, self.worker[i], self.draw[i], update, update - self.version[i], self.block[i])
+            if self.into is None or self.into[i] == update
+            else Row(*self.address, self.worker[i], self.draw[i], block=self.block[i])
             for i in self._places(update)
         ]
+
+    def lost(self, update: int) -> list[bool]:
+        """Return which of these gradients were lost on their way."""
+        return [] if self.into is None else [self.into[i] == GONE for i in self._places(update)]
 
     def read(self, update: int, gradient: int) -> np.ndarray:
         """Return the version that the update's gradient number `gradient` was computed from."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 #: Kinds of simultaneous events, in the order in which they happen.
-APPLY, ARRIVE, HOP, COMPUTED, RECEIVE = range(5)
+APPLY, ARRIVE, HOP, COMPUTED, RECEIVE, CRASH, RETURN = range(7)
 
 #: What can become of a gradient; the position is the code that the column holds.
 STATUSES = ("applied", "discarded", "cancelled", "lost")
@@ -50,12 +50,27 @@ class Row(NamedTuple):
     block: Any = -1
 
 
+class Wasted(NamedTuple):
+    """Gradients that were computed and not applied, in any order: arrays with one entry per gradient.
+
+    Those with `lost` were lost on their way to the server, the others discarded there.
+    """
+
+    worker: np.ndarray
+    draw: np.ndarray
+    read_version: np.ndarray
+    block: np.ndarray
+    lost: np.ndarray
+
+
 class UpdateRows(NamedTuple):
     """The gradients of one update of one replica, as a source hands them to `on_update`.
 
     `worker`, `draw`, `read_version` and `block` are arrays with one entry per gradient, in order of arrival.
     `oldest_read` is the oldest version that a gradient still on its way was computed from. `reads` has the version of
-    each block, shape (gradients, blocks), where reads mix versions.
+    each block, shape (gradients, blocks), where reads mix versions. `wasted` has the gradients whose fate was settled
+    since the update before and that were computed for nothing; it is None where the source does not tell of them. A
+    source that does counts in `oldest_read` those that will be wasted, too.
     """
 
     replica: int
@@ -67,6 +82,7 @@ class UpdateRows(NamedTuple):
     block: np.ndarray
     oldest_read: int
     reads: np.ndarray | None = None
+    wasted: Wasted | None = None
 
 
 class Before(NamedTuple):
@@ -103,7 +119,7 @@ class Trace:
     replicas
         Identifiers of the replicas; 0 … R−1 if left out.
     events
-        Rows (replica, time, worker, kind) of barriers and stops.
+        Rows (replica, time, worker, kind) of barriers and stops (worker −1), and of a worker's crash and return.
     consecutive_draws
         False for imported traces, whose draws per worker only have to increase.
     reads

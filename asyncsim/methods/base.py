@@ -13,7 +13,6 @@ from asyncsim.problems.base import Problem
 from asyncsim.spec import Spec
 from asyncsim.trace import Row
 
-
 #: Bytes of one number on the wire.
 BYTES_PER_NUMBER = 8
 
