@@ -1,12 +1,13 @@
 """SEACD in parallel against gradient descent: `python benchmarks/factorization.py [FILE]`, 5 minutes; `--quick`, one.
 
 A photograph of 667 × 1024 grey values is factored without negative parts at eight ranks. Compared is the wall time to
-the same mean squared error, from the same start: SEACD with two workers in shared memory, two blocks of coordinates,
-each with one BLAS thread; projected gradient descent with one BLAS thread, and with two; scikit-learn's coordinate
-descent, one thread. SEACD's workers send a block's gradient ("jacobi"), or how far a pass over the block's coordinates,
-one after another, has moved them ("in sequence"). Its gradients are compared with gradient descent at the same step,
-the smaller of what is best for either, and each at its own best; its passes at their own best. The best step is that
-of a grid with the least error after a fixed number of passes; SEACD's is sought on a schedule of two workers in turns.
+the same mean squared error, from the same start: SEACD with two workers in shared memory, which have a factor each as
+their block, and one BLAS thread; projected gradient descent with one BLAS thread, and with two; scikit-learn's
+coordinate descent, one thread. SEACD's workers send a block's gradient ("jacobi"), or how far a pass over the block's
+coordinates, one after another, has moved them ("in sequence"). Its gradients are compared with gradient descent at the
+same step, the smaller of what is best for either, and each at its own best; its passes at their own best. The best step
+is that of a grid with the least error after a fixed number of passes; SEACD's is sought on a schedule of two workers in
+turns.
 
 Gradient descent's error is known after every iteration, from the gradient's own products. Of SEACD's run there is the
 trace: a replay of it gives the error at a hundred versions, and the last version, which must be the run's bit for bit.

@@ -46,8 +46,10 @@ the residual (in the ratio of processor times), and two updates of the running w
 
 ## What SEACD does beside gradients
 
-Milliseconds of processor time, and percent of a pass of {descent} updates: the energy is evaluated once in those. With
-n updates to a pass of GACD, n = 2 being what two blocks ask for at least, its share is {descent}/n times this.
+Milliseconds of processor time, and percent of a GACD pass of {descent} updates. "at its end": the energy that is
+evaluated once in a pass; where that has n updates, the share is {descent}/n times this. All else is done in every
+update. "every energy": what it takes more that each gradient tells f, and so the energy, of the version that it is
+computed from, as a replay that records the energy asks it to. "recording": what a real run writes down.
 
 {costs}
 
@@ -100,7 +102,7 @@ def report(results: dict[int, dict[str, Any]], picture: str, limit: float) -> st
         "own": "rank | error | GD | SEACD | times | in sequence | times | GD, 2 threads | scikit-learn",
         "steps": "rank | same | GD | SEACD | in sequence",
         "works": "rank | Gram | residual | two blocks | at most | GD | by residual | 2 updates | in sequence",
-        "costs": "rank | both gradients | energy | recording | kept state | update itself | other copies",
+        "costs": "rank | both gradients | every energy | at its end | recording | kept state | update itself | copies",
         "sweeps": "rank | compiled | gradient alone | the loop in Python | definition",
     }
     tables = {name: table(head, rows[name]) for name, head in heads.items()}

@@ -145,6 +145,7 @@ class Factorization(Problem):
 
     def _block(self, x: np.ndarray, block: slice, valued: bool = False) -> tuple[Any, np.ndarray]:
         """Return the block of ∇f(x), and f(x) if it is asked for and follows from the same products."""
+        x = np.asarray(x, dtype=np.float64)
         start, stop, step = block.indices(self.dimension)
         rows = range(start // self.rank, -(-stop // self.rank))
         parts = [self._rows(x, side, chosen, valued) for side, chosen in enumerate(self._sides(rows))]
@@ -164,20 +165,25 @@ class Factorization(Problem):
         """Return some rows of ∇_W f (side 0) or ∇_{Hᵀ} f (side 1), and f(x) if it is asked for and these are all."""
         own, other = self.factors(x)[:: 1 - 2 * side]
         if rows.start == rows.stop:
-            return None, own[..., rows, :]
+            return None, own[..., rows, :]  # nothing
         matrix = self.matrix[rows] if side == 0 else self.matrix[:, rows].T
         count, others = matrix.shape
-        own, valued = own[..., rows, :], valued and count == self.shape[side]
+        own, valued, square = own[..., rows, :], valued and count == self.shape[side], None
+        # In place: the arrays are large, and memory that is asked for anew takes longer than the arithmetic.
         if (others + 2 * count) * self.rank > 2 * count * others:
-            residual = own @ other.swapaxes(-1, -2) - matrix
-            square = np.einsum("...ij,...ij->...", residual, residual) if valued else None
+            residual = own @ other.swapaxes(-1, -2)
+            residual -= matrix
             slope = residual @ other
+            if valued:
+                square = _inner(residual, residual)
         else:
-            crossed = matrix @ other
-            slope = own @ _gram(other) - crossed
-            # ‖A − W H‖² = ‖A‖² + ⟨W, W H Hᵀ − 2 A Hᵀ⟩
-            square = self._square + np.einsum("...ij,...ij->...", own, slope - crossed) if valued else None
-        return None if square is None else 0.5 * self._scale * square, self._scale * slope
+            crossed, slope = matrix @ other, own @ _gram(other)
+            slope -= crossed
+            if valued:  # ‖A − W H‖² = ‖A‖² − ⟨W, 2 A Hᵀ − W H Hᵀ⟩
+                crossed -= slope
+                square = self._square - _inner(own, crossed)
+        slope *= self._scale
+        return None if square is None else 0.5 * self._scale * square, slope
 
     def sweep(self, x: np.ndarray, block: slice, step: float) -> np.ndarray:
         """Return the coordinates `block` of x after one pass of coordinate descent over them, shape (…, block).
@@ -222,6 +228,11 @@ class Factorization(Problem):
 def _gram(factor: np.ndarray) -> np.ndarray:
     """Return VᵀV."""
     return factor.swapaxes(-1, -2) @ factor
+
+
+def _inner(first: np.ndarray, second: np.ndarray) -> Any:
+    """Return the sum of all products of entries, one for each replica."""
+    return np.vdot(first, second) if first.ndim == 2 else np.einsum("...ij,...ij->...", first, second)
 
 
 class MatrixFactorization(Factorization):
