@@ -19,7 +19,7 @@ from asyncsim.prediction import staleness_law
 from asyncsim.problems.base import complete
 from asyncsim.results import SCENARIO, scenario_folder
 from asyncsim.runs import Run
-from asyncsim.scenario import METHOD_METRICS, PLANE_METRICS, build
+from asyncsim.scenario import PLANE_METRICS, build
 from asyncsim.staleness import histogram_of
 from asyncsim.sweep import CURVES, TUNED, read_results
 
@@ -69,7 +69,7 @@ def draw_run(run: Run, folder: Path) -> list[Path]:
 def _measured(frame: DataFrame, names: list[str]) -> Iterator[Picture]:
     """Yield each metric against updates, the first one as "loss"; the energy with the perturbations beside it."""
     for place, metric in enumerate(names):
-        if place == 0 or metric not in (*METHOD_METRICS, *PLANE_METRICS):
+        if place == 0 or metric not in ("energy", "perturbations", *PLANE_METRICS):
             yield ("loss" if place == 0 else metric), partial(plots.loss, frame=frame, metric=metric)
     if "energy" in names:
         yield "energy", partial(plots.energy, frame=frame)
