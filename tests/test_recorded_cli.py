@@ -302,6 +302,27 @@ def test_a_run_that_ends_before_its_first_update_is_kept(own: Path, tmp_path: Pa
     assert invoke("replay", tmp_path / "run").stdout == "identical in all 0 updates\n"
 
 
+SHARED = {"locked": "threads", "block": "shared_memory", "hogwild": "shared_memory"}
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("consistency", SHARED)
+def test_a_run_of_no_updates_has_nothing_where_others_have_means(consistency: str, small: Path, tmp_path: Path) -> None:
+    settings = {
+        "run": f'{{ source = "record", backend = "{SHARED[consistency]}", time = 1e-9, warmup = 5, replicas = 2 }}',
+        "run.consistency": consistency,
+        "metrics": '{ record = ["loss", "momentum", "rate"], target = "loss < 0.5" }',
+    }
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    result = invoke("run", small, "--out", tmp_path / "run", *words)
+    assert (result.exit_code, result.stderr) == (0, "")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["updates"] == 0
+    assert [summary[name] for name in ("time", "throughput", "staleness")] == [None] * 3
+    assert [summary["recorded"][name] for name in ("service_mean", "share_computing", "mixed_reads")] == [None] * 3
+    assert [summary["target"][name] for name in ("reached", "updates", "time")] == [0, None, None]
+
+
 def test_a_recording_survives_a_metric_that_fails(own: Path, tmp_path: Path) -> None:
     with pytest.raises(ArithmeticError, match="no value"):
         invoke("run", own, "--out", tmp_path / "run", "--set", "problem.happens=unmeasurable")
