@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from asyncsim.documents import ScenarioError, set_path
+from asyncsim.methods import base as methods
+from asyncsim.problems import base as problems
 from asyncsim.scenario import Scenario, build
 from asyncsim.tuning import check_search
 
@@ -92,8 +94,11 @@ def schedule_key(scenario: Scenario) -> str:
     network = scenario.cluster is not None and scenario.cluster.network is not None
     if scenario.run.stop_when is not None or getattr(scenario.method, "makes_requests", False):
         decides |= {key: data.get(key) for key in ("problem", "method", "metrics")}
-    elif network and scenario.problem is not None:
-        decides["dimension"] = scenario.problem.dimension
+    elif scenario.problem is not None:
+        method, problem = methods.complete(scenario.method), problems.complete(scenario.problem)
+        decides["gradients"] = method.gradients_per_message
+        if network:
+            decides["bytes"] = method.message_bytes(problem, scenario.workers)
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
