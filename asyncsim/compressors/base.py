@@ -20,6 +20,9 @@ Address = tuple[int, int, int, int]
 #: How numbers lie in the bytes: 8 bytes each, lowest first, on every machine.
 NUMBER = np.dtype("<f8")
 
+#: Random numbers at one address; `asyncsim.streams` says the same, but with numba behind it.
+MOST_DRAWS = 1 << 24
+
 
 class Payload(NamedTuple):
     """A compressed vector: `data` is what travels; d = `dimension` and `address` are known at both ends."""
@@ -104,7 +107,7 @@ class Sparse(Compressor):
             return self.k
         k = int(self.fraction * dimension + 0.5)  # type: ignore[operator]
         if k < 1:
-            raise ValueError(f"fraction = {self.fraction} of {dimension} coordinates is less than half a coordinate")
+            raise ValueError(f"fraction = {self.fraction} of {dimension} coordinates keeps none: k must be at least 1")
         return k
 
     def check(self, dimension: int) -> None:

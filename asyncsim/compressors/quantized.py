@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from asyncsim.compressors.base import NUMBER, Address, Compressor, floats
+from asyncsim.compressors.base import MOST_DRAWS, NUMBER, Address, Compressor, floats
 
 
 class ScaledSign(Compressor):
@@ -90,10 +90,8 @@ class QSGD(Compressor):
 
     def check(self, dimension: int) -> None:
         """Raise ValueError where an address does not hold a random number for every coordinate."""
-        from asyncsim.streams import MAX_INDEX
-
-        if dimension > MAX_INDEX:
-            raise ValueError(f"qsgd takes at most {MAX_INDEX} coordinates, got {dimension}")
+        if dimension > MOST_DRAWS:
+            raise ValueError(f"qsgd takes at most {MOST_DRAWS} coordinates, got {dimension}")
 
     def pack(self, vector: np.ndarray, address: Address) -> bytes:
         """Return ‖x‖ and the codes."""

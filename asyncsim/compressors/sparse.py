@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from asyncsim.compressors.base import NUMBER, Address, Sparse, floats, shared
+from asyncsim.compressors.base import MOST_DRAWS, NUMBER, Address, Sparse, floats, shared
 from asyncsim.compressors.largest import largest
 
 
@@ -73,11 +73,9 @@ class RandK(Sparsifier):
 
     def check(self, dimension: int) -> None:
         """Raise ValueError unless 1 ≤ k ≤ d and an address holds the random numbers for it."""
-        from asyncsim.streams import MAX_INDEX
-
         k = self.count(dimension)
-        if min(k, dimension - k) > MAX_INDEX:
-            raise ValueError(f"k = {k} of {dimension}: neither k nor the rest may exceed {MAX_INDEX} coordinates")
+        if min(k, dimension - k) > MOST_DRAWS:
+            raise ValueError(f"k = {k} of {dimension}: neither k nor the rest may exceed {MOST_DRAWS} coordinates")
 
     def indices(self, dimension: int, address: Address) -> np.ndarray:
         """Return S in increasing order, shape (k,), int64; the worker in the address does not matter."""
