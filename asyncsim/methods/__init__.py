@@ -6,7 +6,10 @@ from typing import Annotated, Any
 
 from asyncsim.methods.adam import Adam
 from asyncsim.methods.base import Method, State
+from asyncsim.methods.compressed import CompressedSGD
 from asyncsim.methods.decentralized import DecentralizedSGD
+from asyncsim.methods.local import LocalSGD
+from asyncsim.methods.mem_sgd import MemSGD
 from asyncsim.methods.pagd import PAGD
 from asyncsim.methods.perturbed import GD, PGD, PSGD, NoisyGD, SaddleNGD
 from asyncsim.methods.projections import PROJECTIONS, AnyProjection, Ball, Box, NonNegativeOrthant, Projection, Simplex
@@ -26,6 +29,9 @@ METHODS: dict[str, type[Spec]] = {
     "saddle_ngd": SaddleNGD,
     "adam": Adam,
     "seacd": SEACD,
+    "compressed_sgd": CompressedSGD,
+    "mem_sgd": MemSGD,
+    "local_sgd": LocalSGD,
     "decentralized_sgd": DecentralizedSGD,
 }
 
@@ -46,7 +52,10 @@ __all__ = [
     "AnyProjection",
     "Ball",
     "Box",
+    "CompressedSGD",
     "DecentralizedSGD",
+    "LocalSGD",
+    "MemSGD",
     "Method",
     "NoisyGD",
     "NonNegativeOrthant",
