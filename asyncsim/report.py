@@ -43,6 +43,9 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if target:
         rows.append((f"{target['condition']}: replicas", f"{target['reached']} of {summary['replicas']}", None))
         rows += [(f"{target['condition']}: {what}", target[what], None) for what in ("updates", "time")]
+    region = summary.get("saddle_region", {})
+    for what, values in region.items():
+        rows.append((f"in the saddle region: {what}", sum(values) / len(values), None))
     unused = {name: count for name, count in summary["gradients"].items() if name != "applied" and count}
     rows += [(f"gradients {name}", count, None) for name, count in unused.items()]
     replicas = summary["replicas"]

@@ -106,7 +106,7 @@ def _of_method(scenario: Scenario, run: Run) -> dict[str, Any]:
     """Return what the method says about the run, and certificates where it asks for an accuracy ε.
 
     `method` holds its parameters, one number per replica of each of its facts, and warnings. `certificate` has an entry
-    per replica: gradient_norm, lambda_min, order.
+    per replica: gradient_norm, lambda_min, order. `saddle_region` has what `time_in_saddle_region` gives.
     """
     if scenario.problem is None:
         return {}
@@ -123,7 +123,33 @@ def _of_method(scenario: Scenario, run: Run) -> dict[str, Any]:
         found["method"] |= {"parameters": parameters, "warnings": warnings}
     if getattr(method, "epsilon", None) is not None:
         found["certificate"] = certificates(problem, method, run.final_iterates, seed=scenario.seed)
+        bound = next((known["bound"] for known in found["certificate"]), None)
+        spent = time_in_saddle_region(run, method, bound)
+        if spent is not None:
+            found["saddle_region"] = {name: values.tolist() for name, values in spent.items()}
     return found
+
+
+def time_in_saddle_region(run: Run, method: Any, bound: float | None) -> dict[str, np.ndarray] | None:
+    """Return the `updates` and the virtual `time` that each replica spent at points that the theory calls saddles.
+
+    Those are the points x with ‖∇f(x)‖ ≤ ε and λ_min(∇²f(x)) < −√(ρε), ε = `method.epsilon` and −√(ρε) = `bound`: of
+    first order and not of second. A measured version stands for those up to the next one measured, so the answer is as
+    fine as the metrics are; the last one measured stands for none. Without a clock there is no `time`. None where
+    "grad_norm" and "lambda_min" were not measured, where ρ is not known, or under a projection, where the gradient is
+    not what says whether a point is stationary.
+    """
+    measured = {"grad_norm", "lambda_min"} <= set(run.metric_names)
+    if bound is None or not measured or getattr(method, "projection", None) is not None:
+        return None
+    table, names = run.measurements, ("update", "time") if run.trace.has_times else ("update",)
+    norm, lowest = (table["metric"] == run.metric_names.index(name) for name in ("grad_norm", "lambda_min"))
+    inside = (table["value"][norm] <= method.epsilon) & (table["value"][lowest] < bound)
+    places = [np.flatnonzero(table["replica"][norm] == replica) for replica in run.trace.replicas]
+    found = {
+        name: np.array([np.diff(table[name][norm][mine]) @ inside[mine][:-1] for mine in places]) for name in names
+    }
+    return {"updates": found.pop("update").astype(np.int64), **found}
 
 
 def _of_data(scenario: Scenario) -> dict[str, Any]:

@@ -269,6 +269,8 @@ def results_of(cell: Cell, run: Run, of_schedule: dict[str, Any]) -> Any:
     columns |= run.facts
     if "certificate" in run.summary:
         columns["certificate"] = [found["order"] for found in run.summary["certificate"]]
+    for name, values in run.summary.get("saddle_region", {}).items():
+        columns[f"saddle_region_{name}"] = values
     columns |= {f"{name}_theory": value for name, value in predict(scenario).items()}
     out = {divergence.replica for divergence in run.diverged}
     columns["diverged"] = [int(replica) in out for replica in trace.replicas]

@@ -39,6 +39,7 @@ TINY = str(Path(__file__).parent / "cases" / "valid" / "data" / "tiny.png")
 CASES = {
     "saddle": Saddle(dimension=4, noise=0.1),
     "steep_saddle": Saddle(dimension=2, curvature=3.0),
+    "saddle_in_one_dimension": Saddle(dimension=1, curvature=0.1),
     "saddle_chain": SaddleChain(dimension=5, L=0.7, gamma=1.3),
     "phase_retrieval": PhaseRetrieval(dimension=5, samples=40, batch=3),
     "matrix_sensing": MatrixSensing(size=4, rank=2, samples=30, batch=3),
@@ -366,12 +367,12 @@ def test_a_photograph_starts_without_negative_entries_and_as_bright_as_it_is():
 def test_replicas_in_a_batch_agree_with_single_ones(problem):
     x, vectors = points(problem, 2, 3), points(problem, 2, 3, size=1.0, seed=1)
     replica = np.arange(6).reshape(2, 3)
-    block = slice(0, problem.dimension // 2)
+    block = slice(0, max(problem.dimension // 2, 1))
     pairs = {
         "value": problem.value,
         "gradient": problem.gradient,
         "block_gradient": lambda x: problem.block_gradient(x, block),
-        "sweep": lambda x: problem.sweep(x, slice(1, 4), 0.1),
+        "sweep": lambda x: problem.sweep(x, slice(0, 4), 0.1),
     }
     for name, function in pairs.items():
         each = np.array([[function(one) for one in row] for row in x])
@@ -460,7 +461,7 @@ def test_a_problem_survives_being_written_down(problem):
 
 
 MISTAKES = {
-    "one_coordinate": ({"kind": "saddle", "dimension": 1}, "greater than or equal to 2"),
+    "no_coordinate": ({"kind": "saddle", "dimension": 0}, "greater than or equal to 1"),
     "flat": ({"kind": "saddle", "dimension": 3, "curvature": 0.0}, "greater than 0"),
     "start": ({"kind": "saddle", "dimension": 3, "start": [1.0]}, "'start' has 1 numbers"),
     "chain_start": ({"kind": "saddle_chain", "dimension": 2, "start": [1.0]}, "'start' has 1 numbers"),

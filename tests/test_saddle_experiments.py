@@ -142,6 +142,48 @@ def test_the_time_to_a_certificate_is_not_sublinear_in_the_delay():
     assert exponent > 0.75  # the control: the root that the report's step would give is far away
 
 
+# --- time in the saddle region ----------------------------------------------------------------------------------------
+
+#: Where ‖∇f‖ = |x − x³| ≤ 0.1 about the saddle of one dimension, with ε = 0.1; λ_min = 3x² − 1 < −√0.9 up to 0.131.
+EDGE = 0.1010309
+
+
+def in_region(epsilon=0.1, **metrics):
+    """Return three runs of PGD from the saddle of one dimension, one gradient in two time units, and its summary."""
+    scenario = build(
+        {
+            "seed": 5,
+            "cluster": {"workers": [{"service": {"law": "constant", "value": 2.0}}]},
+            "problem": {"kind": "saddle", "dimension": 1},
+            "method": {"kind": "pgd", "step": 0.05, "epsilon": epsilon, "radius": 1e-3, "escape_time": 200},
+            "run": {"updates": 300, "replicas": 3},
+            "metrics": {"record": ["grad_norm", "lambda_min"], **metrics},
+        }
+    )
+    run = asyncsim.run(scenario, record_iterates=True)
+    return run, run.summary.get("saddle_region")
+
+
+def test_time_in_the_saddle_region_is_that_of_the_versions_there():
+    run, region = in_region(every=1)
+    inside = (np.abs(run.iterates[:, :-1, 0]) <= EDGE).sum(axis=1)
+    assert region["updates"] == inside.tolist()
+    assert region["time"] == (2.0 * inside).tolist()
+    assert 60 < min(inside) < max(inside) < 200  # about log(EDGE/radius)/log(1 + step) = 95, more for a small noise
+
+
+@pytest.mark.parametrize("metrics", [{"every": 7}, {"at_times": 101}])
+def test_it_is_as_fine_as_the_metrics(metrics):
+    fine, coarse = in_region(every=1)[1], in_region(**metrics)[1]
+    for exact, found in zip(fine["time"], coarse["time"], strict=True):
+        assert abs(exact - found) <= 14.0
+
+
+def test_there_is_no_saddle_region_where_the_saddle_is_acceptable_or_it_was_not_measured():
+    assert in_region(epsilon=0.12, every=1)[1]["updates"] == [0, 0, 0]  # ε > 1/9
+    assert in_region(every=1, record=["grad_norm"])[1] is None
+
+
 # --- matrix factorization ---------------------------------------------------------------------------------------------
 
 

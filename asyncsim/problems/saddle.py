@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from asyncsim.problems.base import Problem
 from asyncsim.problems.quadratic import add_noise
@@ -18,12 +18,13 @@ DOMAIN = 1.5
 
 
 class Saddle(Problem):
-    """f(x) = ½ Σ_{i<N} xᵢ² + c (−½ x_N² + ¼ x_N⁴), with N = `dimension` ≥ 2 and c = `curvature`.
+    """f(x) = ½ Σ_{i<N} xᵢ² + c (−½ x_N² + ¼ x_N⁴), with N = `dimension` and c = `curvature`.
 
-    0 is a strict saddle: the gradient is exactly 0, and the Hessian's eigenvalues are 1 (N − 1 times) and −c. The
-    minima are at x_N = ±1, the other coordinates 0, with f* = −c/4; `minimizer` is the one with x_N = 1. There is no
-    global L. Where |x_N| ≤ 1.5, as it stays for a method that begins at 0 and never lets f rise above c/8,
-    L = max(1, 5.75 c) and ρ = 9 c, since the second derivative along x_N is c (3 x_N² − 1) and the third is 6 c x_N.
+    0 is a strict saddle: the gradient is exactly 0, and the Hessian's eigenvalues are 1 (N − 1 times) and −c. (In one
+    dimension f(x) = c (−½x² + ¼x⁴), and 0 is a maximum, which gradient descent does not leave either.) The minima are
+    at x_N = ±1, the other coordinates 0, with f* = −c/4; `minimizer` is the one with x_N = 1. There is no global L.
+    Where |x_N| ≤ 1.5, as it stays for a method that begins at 0 and never lets f rise above c/8, L = max(1, 5.75 c), or
+    5.75 c in one dimension, and ρ = 9 c, since the second derivative along x_N is c (3 x_N² − 1) and the third 6 c x_N.
 
     A point is taken for a second-order stationary one at accuracy ε where λ_min ≥ −√(ρε). So the saddle passes for one
     where ε ≥ c/9, and is escaped only for smaller ε; c = 9.18 ε makes its curvature just 1 % more than √(ρε).
@@ -40,7 +41,7 @@ class Saddle(Problem):
     """
 
     kind: Literal["saddle"] = "saddle"
-    dimension: Annotated[Count, Field(ge=2)]
+    dimension: Count
     curvature: Positive = 1.0
     noise: NonNegative = 0.0
     start: SaddleStart = "saddle"
@@ -52,8 +53,8 @@ class Saddle(Problem):
 
     @property
     def smoothness(self) -> float:
-        """L = max(1, 5.75 c) where |x_N| ≤ 1.5."""
-        return max(1.0, self.curvature * (3 * DOMAIN**2 - 1))
+        """L = max(1, 5.75 c) where |x_N| ≤ 1.5; 5.75 c in one dimension."""
+        return max(1.0 if self.dimension > 1 else 0.0, self.curvature * (3 * DOMAIN**2 - 1))
 
     @property
     def hessian_lipschitz(self) -> float:
