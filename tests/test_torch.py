@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from asyncsim.problems import AnyProblem, ConvNetwork, TanhNetwork
+import asyncsim
+from asyncsim.problems import AnyProblem, Autoencoder, ConvNetwork, TanhNetwork
 from asyncsim.trace import Row
 
 SEED = 7
+EXAMPLES = Path(__file__).parent.parent / "scenarios" / "with_torch"
 adapter = TypeAdapter(AnyProblem)
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs PyTorch")
 
@@ -64,6 +66,44 @@ def test_mean_squared_error():
 
 
 @needs_torch
+def test_reconstruction_is_that_of_the_autoencoder_in_numpy():
+    ours, numpy = build("Bottleneck", loss="reconstruction", batch=6), Autoencoder(hidden=[3], batch=6)
+    assert ours.dimension == numpy.dimension
+    x, vector = np.random.default_rng(0).normal(size=(2, ours.dimension))
+    row = Row(SEED, 1, 2, 3)
+    assert ours.value(x) == pytest.approx(numpy.value(x), rel=1e-12)
+    np.testing.assert_allclose(ours.gradient(x), numpy.gradient(x), atol=1e-14)
+    np.testing.assert_allclose(ours.stochastic_gradient(x, row), numpy.stochastic_gradient(x, row), atol=1e-14)
+    np.testing.assert_allclose(ours.hessian_vector(x, vector), numpy.hessian_vector(x, vector), atol=1e-12)
+    with pytest.raises(NotImplementedError):
+        ours.accuracy(x)
+
+
+@needs_torch
+@pytest.mark.parametrize(("side", "parameters"), [(8, 26_049), (28, 210_369)])
+def test_the_convolutional_autoencoder_returns_pictures_of_the_size_that_it_is_given(monkeypatch, side, parameters):
+    """From side² pixels to 64 numbers and back; 28 gives the network of the paper, 9 · 16 + 16, … parameters."""
+    import torch
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from conv_autoencoder import autoencoder
+
+    module = autoencoder(side=side)
+    pictures = torch.zeros((2, 1, side, side))
+    assert module(pictures).shape == pictures.shape
+    assert module[:6](pictures).shape == (2, 64, 1, 1)
+    assert sum(each.numel() for each in module.parameters()) == parameters
+
+
+@needs_torch
+def test_the_example_runs():
+    short = {"run.updates": 3, "run.replicas": 1, "metrics.every": 3, "problem.device": "cpu"}
+    run = asyncsim.run(asyncsim.load(EXAMPLES / "conv_autoencoder.toml", overrides=short))
+    assert set(run.metrics["metric"]) == {"loss", "grad_norm"}
+    assert np.isfinite(run.metrics["value"]).all()
+
+
+@needs_torch
 def test_starts_by_address_and_leaves_the_generator_alone(pair):
     import torch
 
@@ -99,7 +139,9 @@ MISTAKES = {
     "other_features": ("Tanh", {"dataset": "breast_cancer"}, "fails on a sample of shape (1, 30)"),
     "shape": ("Convolution", {"shape": [1, 7, 8]}, "has 56 entries, a sample has 64 features"),
     "device": ("Tanh", {"device": "abacus"}, "'device' 'abacus' cannot be used"),
-    "loss": ("Tanh", {"loss": "hinge"}, "'cross_entropy' or 'mse'"),
+    "loss": ("Tanh", {"loss": "hinge"}, "'cross_entropy', 'mse' or 'reconstruction'"),
+    "no_reconstruction": ("Tanh", {"loss": "reconstruction"}, "must return what it is given, of shape (1, 64), got"),
+    "no_scores": ("Bottleneck", {}, "must return one score per class, shape (1, 10), got (1, 64)"),
 }
 
 

@@ -26,6 +26,13 @@ class Convolution(torch.nn.Sequential):
         )
 
 
+class Bottleneck(torch.nn.Sequential):
+    """The network of `Autoencoder`."""
+
+    def __init__(self, hidden: int = 3):
+        super().__init__(torch.nn.Linear(64, hidden), torch.nn.Tanh(), torch.nn.Linear(hidden, 64))
+
+
 def not_a_module():
     """Return no module."""
     return 3

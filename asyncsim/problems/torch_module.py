@@ -23,8 +23,9 @@ class TorchModule(LabelledData):
     `module` = "package.module:Object" is called with the table `arguments` and returns the module; a file beside the
     scenario serves. It is fed features aᵢ of shape (samples, *`shape`), (samples, features) where `shape` is left out:
     `shape` = [1, 8, 8] makes pictures of one channel of the digits. `loss` is "cross_entropy", for modules that return
-    one score per class, or "mse", the mean squared error to the classes' unit vectors. `dataset`, `target`, `scale`
-    and `batch` are those of `Softmax`, and files of the MNIST data are read, too.
+    one score per class, "mse", the mean squared error to the classes' unit vectors, or "reconstruction", the mean
+    squared error to the sample itself, for modules that return what has its shape. `dataset`, `target`, `scale` and
+    `batch` are those of `Softmax`, and files of the MNIST data are read, too.
 
     All is computed in float64 on `device`, "auto" being the GPU where PyTorch sees one, else the CPU (with one
     thread, so that the same bits come out on any machine load). Gradients and Hessian-vector products are PyTorch's.
@@ -38,7 +39,7 @@ class TorchModule(LabelledData):
     kind: Literal["torch"] = "torch"
     module: str
     arguments: dict[str, Any] = Field(default_factory=dict)
-    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    loss: Literal["cross_entropy", "mse", "reconstruction"] = "cross_entropy"
     shape: tuple[int, ...] | None = Field(default=None, strict=False)
     device: str = "auto"
 
@@ -84,7 +85,9 @@ class TorchModule(LabelledData):
         except Exception as error:  # a user's code fails as it likes
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise refuse(f"'{self.module}' fails on a sample of shape {tuple(sample.shape)}: {reason}") from error
-        if scores != (1, self.class_count):
+        if self.loss == "reconstruction" and scores != tuple(sample.shape):
+            raise refuse(f"'{self.module}' must return what it is given, of shape {tuple(sample.shape)}, got {scores}")
+        if self.loss != "reconstruction" and scores != (1, self.class_count):
             raise refuse(
                 f"'{self.module}' must return one score per class, shape (1, {self.class_count}), got {scores}"
             )
@@ -165,9 +168,11 @@ class TorchModule(LabelledData):
         return product
 
     def accuracy(self, x: np.ndarray) -> np.ndarray:
-        """Return the share of the samples whose class has the largest score."""
+        """Return the share of the samples whose class has the largest score; raise where none is classified."""
         import torch
 
+        if self.loss == "reconstruction":
+            raise NotImplementedError
         right = 0
         with torch.no_grad():
             for features, classes, _ in self._pieces():
@@ -211,6 +216,8 @@ class TorchModule(LabelledData):
         scores = self._scores(point, features)
         if self.loss == "cross_entropy":
             return functional.cross_entropy(scores, classes, reduction="sum") / count
+        if self.loss == "reconstruction":
+            return functional.mse_loss(scores, features, reduction="sum") / (count * self.feature_count)
         wanted = functional.one_hot(classes, self.class_count).to(scores.dtype)
         return functional.mse_loss(scores, wanted, reduction="sum") / (count * self.class_count)
 
