@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +31,6 @@ from asyncsim.runs import Run
 from asyncsim.scenario import Scenario, ScenarioError, build
 from asyncsim.sources import simulate, simulate_to_file
 from asyncsim.sources.recorded import Interrupted, Recording, interrupts, record
-from asyncsim.spec import importable
 from asyncsim.stored import StoredTrace
 
 if TYPE_CHECKING:
@@ -107,8 +105,7 @@ def _recorded(scenario: Scenario, out: str | Path | None, *, force: bool, record
     """
     from asyncsim.summary import iterate_sha256
 
-    # Worker processes look for modules where this one does: those beside the scenario must be found too.
-    with interrupts.noted(), importable(os.path.realpath(scenario.folder)):
+    with interrupts.noted():
         with stage("recording", _updates(scenario)) as progress:
             try:
                 recording, interrupted = record(scenario, progress=progress), False

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,35 @@ def own(problem: Any, **run: Any) -> Scenario:
     """Return a scenario with a problem of the user's own."""
     made = scenario(mean=0.002, **run)
     return made.model_copy(update={"problem": problem})
+
+
+def unreachable() -> dict[str, tuple[Any, str]]:
+    """Return problems that worker processes cannot have, and what is said of them."""
+
+    class Local(real_problems.Bowl):
+        pass
+
+    main = type("Mine", (real_problems.Bowl,), {"__module__": "__main__", "__qualname__": "Mine"})
+    locked = real_problems.Bowl()
+    locked.lock = threading.Lock()  # type: ignore[attr-defined]
+    return {
+        "script": (main(), "class 'Mine' is defined in the script that runs, or in a notebook, where worker processes"),
+        "function": (Local(), f"class 'unreachable.<locals>.Local' of {__name__} is defined within a function"),
+        "lock": (locked, "cannot be handed to worker processes: cannot pickle '_thread.lock' object; use backend"),
+    }
+
+
+@pytest.mark.parametrize("case", unreachable())
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_workers_cannot_have_is_refused_in_a_sentence(backend: str, case: str) -> None:
+    problem, said = unreachable()[case]
+    recorded = own(problem, backend=backend, workers=2, updates=20)
+    if backend == "threads":
+        assert_replays(recorded, asyncsim.record(recorded))
+        return
+    with pytest.raises(ScenarioError) as refusal:
+        asyncsim.record(recorded)
+    assert said in str(refusal.value)
 
 
 def test_workers_import_no_more_than_they_need() -> None:

@@ -277,6 +277,15 @@ def test_an_exception_is_shown_and_what_there_is_is_kept(backend: str, own: Path
     )
 
 
+@pytest.mark.parametrize("backend", ["queue", "manager", "shared_memory"])
+def test_workers_find_the_module_beside_a_scenario_that_python_records(backend: str, own: Path) -> None:
+    scenario = load(own, overrides={"run.backend": backend, "run.updates": 20})
+    assert str(own.parent) not in sys.path
+    assert asyncsim.record(scenario).ended is None
+    assert asyncsim.record(load(own), backend=backend, replicas=[1]).ended is None
+    assert str(own.parent) not in sys.path
+
+
 @pytest.mark.parametrize(("death", "code"), [("continue", 0), ("stop", 1)])
 def test_a_death_is_told_and_takes_the_theory_with_it(death: str, code: int, own: Path, tmp_path: Path) -> None:
     settings = ["--set", "problem.happens=die", "--set", f"run.on_worker_death={death}", "--set", "run.updates=300"]

@@ -175,6 +175,12 @@ def test_workers_import_no_more_than_they_need() -> None:
     assert asyncsim.record(own(real_problems.Nosy())).ended is None
 
 
+def test_ranks_cannot_have_a_class_of_the_script() -> None:
+    main = type("Mine", (real_problems.Bowl,), {"__module__": "__main__", "__qualname__": "Mine"})
+    with pytest.raises(ScenarioError, match="class 'Mine' is defined in the script that runs"):
+        asyncsim.record(own(main()))
+
+
 def test_an_exception_in_a_worker_is_shown() -> None:
     ended = asyncsim.record(own(real_problems.Failing(worker=1, draw=2))).ended
     assert ended is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from asyncsim.scenario import SECONDS, Scenario, ScenarioError
 from asyncsim.sources.recorded import interrupts
 from asyncsim.sources.recorded.replica import Outcome, make_server, serve
 from asyncsim.sources.table import TraceParts
+from asyncsim.spec import importable
 from asyncsim.trace import Trace
 
 
@@ -77,6 +79,9 @@ def record(
     progress
         Called with the number of updates made since the last call.
 
+    Problems and methods of your own lie in modules beside the scenario's file, or wherever this process imports them
+    from: worker processes look there too. What the script itself defines (`__main__`) is for threads only.
+
     Raises `ScenarioError` where the scenario asks for what a real run cannot do, and `Interrupted` on Ctrl-C. A worker
     that is lost for good ends the run: `recording.ended` says so.
 
@@ -102,7 +107,9 @@ def record(
     finals: list[np.ndarray] = []
     checksums: list[np.ndarray] = []
     ended, interrupted = None, False
-    with threadpool_limits(limits=1, user_api="blas"), interrupts.noted():
+    # Worker processes look for modules where this one does: those beside the scenario must be found too.
+    beside = importable(os.path.realpath(scenario.folder))
+    with threadpool_limits(limits=1, user_api="blas"), interrupts.noted(), beside:
         for replica in range(which) if isinstance(which, int) else sorted(set(which)):
             outcome = run_replica(scenario, replica, progress)
             columns, events, updates = outcome.log.table(unit)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import pickle
 import sys
 import time
 import traceback
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 
 from asyncsim.scenario import Scenario, ScenarioError
 from asyncsim.sources.recorded.messages import Died, Failed, Job, Model, Ready
-from asyncsim.sources.recorded.processes import BEGINNING, BadStart, pack, unpack
+from asyncsim.sources.recorded.processes import BEGINNING, BadStart, unpack, with_cache
 from asyncsim.sources.recorded.replica import Outcome, make_server, serve
 from asyncsim.sources.recorded.worker import warm_up, work
 
@@ -126,7 +127,8 @@ class Ranks:
 
     def __enter__(self) -> Ranks:
         """Hand the job to every worker, and wait until each is ready."""
-        data = self.world.mpi.pickle.dumps((pack(self.job), self.interrupts))
+        job = pickle.dumps(with_cache(self.job), protocol=5)  # ranks that a user started have the user's script too
+        data = self.world.mpi.pickle.dumps((job, self.interrupts))
         waiting = self._living()
         for worker in sorted(waiting):  # one buffer for all
             self.sending.append((worker, self.world.communicator.Isend([data, self.world.mpi.BYTE], dest=worker + 1)))

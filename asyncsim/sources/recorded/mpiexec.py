@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import re
 import shutil
 import socket
@@ -28,7 +27,7 @@ from asyncsim.scenario import Scenario, ScenarioError
 from asyncsim.sources.recorded import interrupts
 from asyncsim.sources.recorded.log import Log
 from asyncsim.sources.recorded.mpi import RANK_VARIABLES
-from asyncsim.sources.recorded.processes import BEGINNING, FAREWELL, BadStart, environment
+from asyncsim.sources.recorded.processes import BEGINNING, FAREWELL, BadStart, environment, for_others
 from asyncsim.sources.recorded.replica import Outcome, make_job, outcome_of
 from asyncsim.sources.recorded.server import WorkerLost
 
@@ -64,7 +63,7 @@ def launch(scenario: Scenario, replica: int, progress: Callable[[int], Any] | No
     """Run a replica on ranks started for it."""
     job = make_job(scenario, replica)
     known = dict(vars(scenario.problem)) if hasattr(scenario.problem, "__dict__") else {}
-    task = pickle.dumps((scenario, replica, known), protocol=5)
+    task = for_others((scenario, replica, known))
     parent = Parent(task, scenario.workers + 1, replica, progress)
     ended, interrupted = outcome_of(parent.run)
     finished = parent.finished or Finished(ended, interrupted)

@@ -6,6 +6,7 @@ They are started with `subprocess`, not with `multiprocessing`, which would run 
 from __future__ import annotations
 
 import contextlib
+import io
 import mmap
 import os
 import pickle
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from multiprocessing.connection import Connection, Pipe, wait
+from types import FunctionType
 from typing import Any
 
 from asyncsim.sources.recorded import interrupts
@@ -41,14 +43,51 @@ def nameless_file() -> int:
         return os.dup(file.fileno())
 
 
-def pack(job: Job) -> bytes:
-    """Return a job as bytes, with what its problem has read or computed so far, so that no worker does that again."""
-    cached = dict(vars(job.problem)) if hasattr(job.problem, "__dict__") else {}
-    return pickle.dumps((job, cached), protocol=5)
+class _ForOthers(pickle.Pickler):
+    """Refuses what only the process that has defined it can find again."""
+
+    def reducer_override(self, what: Any) -> Any:
+        """Look at a class or function before it is written as a module and a name in it."""
+        if isinstance(what, type | FunctionType):
+            kind = "class" if isinstance(what, type) else "function"
+            if what.__module__ == "__main__":
+                raise _Unreachable(f"{kind} '{what.__qualname__}' is defined in the script that runs, or in a notebook")
+            if "<" in what.__qualname__:  # <locals> or <lambda>
+                raise _Unreachable(f"{kind} '{what.__qualname__}' of {what.__module__} is defined within a function")
+        return NotImplemented
+
+
+class _Unreachable(Exception):
+    """Something that no other process can import; the message says what and where it is."""
+
+
+def for_others(what: Any) -> bytes:
+    """Return an object as bytes for processes of our own; raise `ScenarioError` where they cannot have it."""
+    from asyncsim.documents import ScenarioError
+
+    file = io.BytesIO()
+    try:
+        _ForOthers(file, protocol=5).dump(what)
+    except _Unreachable as error:
+        raise ScenarioError(
+            f"{error}, where worker processes cannot import it from: move it into a module beside the script or the "
+            "scenario and import it from there, or use backend = 'threads'"
+        ) from None
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise ScenarioError(
+            f"the problem and the method cannot be handed to worker processes: {error}; use backend = 'threads', or "
+            "leave out of their state (__getstate__) what a process cannot hand over"
+        ) from error
+    return file.getvalue()
+
+
+def with_cache(job: Job) -> tuple[Job, dict[str, Any]]:
+    """Return a job, and what its problem has read or computed so far, so that no worker does that again."""
+    return job, dict(vars(job.problem)) if hasattr(job.problem, "__dict__") else {}
 
 
 def unpack(data: bytes | mmap.mmap) -> Job:
-    """Return the job that `pack` wrote."""
+    """Return the job that is written there `with_cache`."""
     job: Job
     job, cached = pickle.loads(data)
     if cached:
@@ -92,7 +131,7 @@ class Processes:
         self.arguments, self.inherit = list(arguments), list(inherit)
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.connections: dict[int, Connection] = {}
-        data = pack(job)
+        data = for_others(with_cache(job))
         self.job = nameless_file()
         with os.fdopen(self.job, "wb", closefd=False) as file:
             file.write(data)
