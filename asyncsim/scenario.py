@@ -491,6 +491,12 @@ class Scenario(Spec):
         """Where relative names of files and modules are looked up: the folder of the scenario's file."""
         return self._folder
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Any:
+        """Return a checked copy with some fields changed; it is at home in the same folder."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied._folder = self._folder
+        return copied
+
     @property
     def workers(self) -> int:
         """Number of workers M (1 where the schedule is synthetic and no cluster is given)."""
