@@ -3,9 +3,9 @@
 A row's hash function is h(i) = φ(a·i + b mod 2^64 >> 32) with random 64-bit numbers a and b. For any two i < 2^32 the
 numbers that φ is given are independent and uniform on 32 bits (Dietzfelbinger 1996, "Universal hashing and k-wise
 independent random variables via integer arithmetic without primes"), which is all that the variance of an estimate
-needs. φ, the last step of MurmurHash3 (Appleby 2011), is one to one, so this remains true; it breaks up the even spacing
-of a·i, in which equal entries of a vector would cancel almost always, and at rare draws not at all. The highest bit of h
-gives the sign, the others the column.
+needs. φ, the last step of MurmurHash3 (Appleby 2011), is one to one, so this remains true. It breaks up the even
+spacing of a·i, in which equal entries of a vector would cancel almost always, and at rare draws not at all. The highest
+bit of h gives the sign, the others the column.
 """
 
 from __future__ import annotations
