@@ -390,6 +390,8 @@ class Scenario(Spec):
             raise refuse("source = 'simulate' needs a [cluster] with workers", "run")
         if (self.problem is None) != (self.method is None):
             raise refuse("[problem] and [method] go together (leave out both for a trace alone)")
+        if self.cluster is not None and hasattr(self.run.staleness, "workers"):
+            raise refuse("'staleness' says how many workers there are: leave the cluster out", "run")
         if self.run.source == "synthetic" and self.metrics.at_times is not None:
             raise refuse("needs a clock, and a synthetic trace has none: use 'every'", "metrics", "at_times")
         if self.run.source == "record":
@@ -429,7 +431,9 @@ class Scenario(Spec):
                 raise refuse(said, "cluster", "server", "reply")
             asks = getattr(self.method, "makes_requests", False)
             if asks and getattr(self.method, "asks_for_barriers", True):
-                raise refuse("in shared memory nobody can hold all workers at a barrier: use another backend", "method")
+                said = "in shared memory there is no server to hold the workers at a barrier: use another backend"
+                instead = ", or phase_boundary = 'continue'" * hasattr(self.method, "phase_boundary")
+                raise refuse(said + instead, "method")
 
     def _divide_data(self) -> None:
         """Give the problem the division of its data among the workers; a trace alone needs none."""
@@ -499,8 +503,8 @@ class Scenario(Spec):
 
     @property
     def workers(self) -> int:
-        """Number of workers M (1 where the schedule is synthetic and no cluster is given)."""
-        return 1 if self.cluster is None else self.cluster.size
+        """Number of workers M (1 where no cluster is given, unless the synthetic schedule says how many)."""
+        return getattr(self.run.staleness, "workers", 1) if self.cluster is None else self.cluster.size
 
     def resolved(self) -> dict[str, Any]:
         """Return the scenario as plain data, defaults filled in: what `scenario.json` holds."""

@@ -154,12 +154,46 @@ class Empirical(StalenessLaw):
         return np.resize(self.values, probability.shape)
 
 
+class SlowWorker(StalenessLaw):
+    """One of M = `workers` is slow: it makes every τ-th update, τ = `delay_bound`, from what it read τ − 1 before.
+
+    The others make the τ − 1 updates between from the version just made, each at least once, and in random order:
+    `asyncsim.sources.slow_worker` says how. A schedule, not a law, so it says who the workers are as well.
+    """
+
+    law: Literal["slow_worker"] = "slow_worker"
+    workers: Annotated[int, Field(ge=2)]
+    delay_bound: Annotated[int, Field(ge=2, le=100_000)]
+
+    @model_validator(mode="after")
+    def _all_in_a_round(self) -> SlowWorker:
+        if self.workers > self.delay_bound:
+            said = f"workers <= delay_bound fails: {self.workers} against {self.delay_bound}"
+            raise refuse(f"{said}; each worker comes in every round of delay_bound updates")
+        return self
+
+    @property
+    def mean(self) -> float:
+        """(τ − 1)/τ."""
+        return (self.delay_bound - 1) / self.delay_bound
+
+    def quantile(self, probability: np.ndarray) -> np.ndarray:
+        """Return 0, or τ − 1 with probability 1/τ."""
+        return np.where(probability < 1.0 - 1.0 / self.delay_bound, 0, self.delay_bound - 1)
+
+    def sequence(self, probability: np.ndarray) -> np.ndarray:
+        """Return τ − 1 for every τ-th update and else 0, whatever the probabilities."""
+        place = np.arange(probability.size).reshape(probability.shape) % self.delay_bound
+        return np.where(place == self.delay_bound - 1, place, 0)
+
+
 STALENESS_LAWS: dict[str, type[Spec]] = {
     "geometric": Geometric,
     "constant": Constant,
     "uniform": Uniform,
     "pmf": ProbabilityVector,
     "empirical": Empirical,
+    "slow_worker": SlowWorker,
 }
 
 AnyStaleness = Annotated[Any, *named_field("law", STALENESS_LAWS, "staleness")]

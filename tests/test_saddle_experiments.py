@@ -11,11 +11,8 @@ import pytest
 import asyncsim
 from asyncsim import theory
 from asyncsim.experiment import make_trace
-from asyncsim.methods import SEACD
-from asyncsim.problems import MatrixFactorization, SaddleChain
-from asyncsim.replay import replay
+from asyncsim.problems import SaddleChain
 from asyncsim.scenario import build
-from asyncsim.sources.slow_worker import slow_worker_trace
 from asyncsim.summary import first_passage
 from asyncsim.sweep import cells
 from asyncsim.theory.escape import SHARE
@@ -219,14 +216,13 @@ def test_the_perturbation_is_a_spike_and_is_taken_back():
 
 
 def test_the_slow_worker_of_the_report_gets_there_too():
-    """Three workers, one of which takes τ = 3 updates: 12 starts, all at the global minimum, all certified."""
-    problem = MatrixFactorization(rows=10, columns=10, rank=2)
-    method = SEACD(delay_bound=3, epsilon=1e-2, radius=1.0, blocks=3, descent=300)
-    trace = slow_worker_trace(workers=3, delay_bound=3, updates=12_000, replicas=12, seed=7)
-    run = replay(trace, method, problem)
+    """Three workers, one of which takes τ = 4 updates: 12 starts, all at the global minimum, all certified."""
+    scenario = asyncsim.load(SCENARIOS / "seacd_slow_worker.toml")
+    run = asyncsim.run(scenario)
+    assert run.facts["finished"].all()
     assert not run.facts["late"].any()
-    values = problem.value(run.final_iterates)
-    assert values == pytest.approx(problem.minimum, rel=0.02)
+    assert [found["order"] for found in run.summary["certificate"]] == [2] * 12
+    assert scenario.problem.value(run.final_iterates) == pytest.approx(scenario.problem.minimum, rel=1e-3)
 
 
 # --- t-SNE ------------------------------------------------------------------------------------------------------------

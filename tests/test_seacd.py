@@ -475,6 +475,21 @@ def test_the_slow_worker_comes_once_a_round_and_the_others_at_least_once():
         slow_worker_trace(workers=5, delay_bound=4, updates=10)
 
 
+def test_a_scenario_names_the_slow_worker():
+    law = {"law": "slow_worker", "workers": 4, "delay_bound": 7}
+    run = {"source": "synthetic", "staleness": law, "updates": 30, "replicas": 3}
+    described = build({"seed": 1, "run": run})
+    named, plain = simulate(described), slow_worker_trace(workers=4, delay_bound=7, updates=30, replicas=3, seed=1)
+    assert (named.sha256(), named.workers, described.workers) == (plain.sha256(), 4, 4)
+    alone = simulate(described, replicas=[2])  # the same alone as among others
+    np.testing.assert_array_equal(alone["worker"], plain["worker"][60:])
+    staleness = described.run.staleness.sequence(np.full(30, 0.5))
+    np.testing.assert_array_equal(staleness, plain.staleness()[:30])
+    assert described.run.staleness.mean == staleness[:28].mean()
+    drawn = described.run.staleness.quantile((np.arange(7000) + 0.5) / 7000)
+    assert drawn.mean() == pytest.approx(described.run.staleness.mean)
+
+
 def test_serial_asynchronous_seacd_leaves_the_saddle():
     method = SEACD(delay_bound=3, epsilon=0.1, blocks=3)
     trace = slow_worker_trace(workers=3, delay_bound=3, updates=8000, seed=1)

@@ -6,6 +6,8 @@ import numpy as np
 
 from asyncsim import streams
 from asyncsim.scenario import Scenario
+from asyncsim.sources.slow_worker import slow_worker_trace
+from asyncsim.staleness_laws import SlowWorker
 from asyncsim.trace import Trace
 
 _CHUNK = 1 << 20
@@ -15,7 +17,7 @@ def synthetic_trace(scenario: Scenario, replicas: list[int]) -> Trace:
     """Return a trace whose update t has staleness min(τ_t, t), τ_t drawn from the scenario's law.
 
     Every update has one gradient, of worker 0, with draw = update. τ_t is addressed by (seed, replica, worker −1,
-    draw t), purpose STALENESS.
+    draw t), purpose STALENESS. The law "slow_worker" is a schedule of its own, `slow_worker_trace`.
 
     >>> import asyncsim
     >>> run = {"source": "synthetic", "staleness": {"law": "constant", "value": 2}, "updates": 5}
@@ -25,6 +27,9 @@ def synthetic_trace(scenario: Scenario, replicas: list[int]) -> Trace:
     law, updates = scenario.run.staleness, scenario.run.updates
     assert law is not None
     assert updates is not None
+    if isinstance(law, SlowWorker):
+        both = {"workers": law.workers, "delay_bound": law.delay_bound}
+        return slow_worker_trace(**both, updates=updates, replicas=replicas, seed=scenario.seed)
     index = np.arange(updates, dtype=np.int64)
     read = []
     for replica in replicas:
