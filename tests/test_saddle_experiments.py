@@ -12,6 +12,7 @@ import asyncsim
 from asyncsim import theory
 from asyncsim.experiment import make_trace
 from asyncsim.problems import SaddleChain
+from asyncsim.replay import replay
 from asyncsim.scenario import build
 from asyncsim.summary import first_passage
 from asyncsim.sweep import cells
