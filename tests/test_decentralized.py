@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import asyncsim
+from asyncsim.cells import cells, schedule_key
 from asyncsim.compressors import QSGD, Identity, RandK, ScaledSign, TopK
 from asyncsim.methods import SGD, DecentralizedSGD, State
 from asyncsim.mixing import Graph, metropolis, spectral_gap
@@ -414,6 +415,17 @@ def test_a_summary_says_the_gap_and_the_consensus(compressed):
     consensus = run.metrics[run.metrics["metric"] == "consensus"]["value"].to_numpy().reshape(2, 5)
     assert (consensus[:, 0] == 0).all()  # all nodes begin at one point
     assert (consensus[:, 1:] > 1e-4).all()
+
+
+def test_graphs_share_a_schedule_unless_messages_take_time():
+    swept = {"sweep": {"method.graph": [RING, COMPLETE]}}
+    for network, shared in (({}, True), ({"network": {"bandwidth": 1e4}}, False)):
+        data = scenario().resolved()
+        data["cluster"] = {**data["cluster"], **network}
+        first, second = cells(build({**data, **swept}))
+        assert (schedule_key(first.scenario) == schedule_key(second.scenario)) == shared
+        ends = [simulate(cell.scenario).last_time() for cell in (first, second)]
+        assert (ends[0] == ends[1]) == shared  # a node of four has two neighbours or three
 
 
 REAL = {
