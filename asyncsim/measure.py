@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from asyncsim.certificate import smallest_eigenvalue
+from asyncsim.computed import computed
 from asyncsim.scenario import PLANE_METRICS, Metrics, ScenarioError
 from asyncsim.trace import Trace
 
@@ -58,6 +59,17 @@ def _coordinate(place: int, x: np.ndarray) -> np.ndarray:
     return x[..., place]
 
 
+def messages_at(trace: Trace, replica: int, versions: np.ndarray) -> np.ndarray:
+    """Return how many messages the workers of a replica had sent before each of these versions came to be.
+
+    Discarded and lost messages count, in the order of the trace's rows.
+    """
+    count = np.zeros(versions.size, dtype=np.int64)
+    for part in computed(trace, replica):
+        count += part["update"].searchsorted(versions - 1, side="right")
+    return count
+
+
 def _suboptimality(problem: Any, lowest: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: problem.value(x) - lowest
 
@@ -77,8 +89,9 @@ def _distance(target: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 class Meter:
     """Measures a batch of replicas at chosen versions, and holds what it measured until `frame` is asked for."""
 
-    def __init__(self, problem: Any, metrics: Metrics, seed: int):
-        self.problem = problem
+    def __init__(self, problem: Any, metrics: Metrics, seed: int, sent_bytes: int = 0):
+        """Begin; `sent_bytes` is what a message to the server weighs."""
+        self.problem, self.sent_bytes = problem, sent_bytes
         self.names = metrics.of_model
         self.functions = metric_functions(problem, self.names)
         self.metrics = metrics
@@ -90,6 +103,14 @@ class Meter:
 
         With `at_times` a replica is measured at the version it has at each point of the grid from 0 to `end_time`.
         """
+        self._plan(updates, trace, replicas, end_time)
+        if "bytes" in self.names:
+            versions = sorted({*self.regular, *self.due})
+            sent = [messages_at(trace, replica, np.array(versions)) for replica in replicas.tolist()]
+            each = np.stack(sent, axis=1) * (self.sent_bytes / trace.workers)
+            self.sent = dict(zip(versions, each, strict=True))
+
+    def _plan(self, updates: int, trace: Trace, replicas: np.ndarray, end_time: float | None) -> None:
         self.due: dict[int, list[tuple[int, float]]] = {}
         points = self.metrics.at_times
         if points is None:
@@ -134,6 +155,8 @@ class Meter:
             times = np.array([time for _, time in due])
         if places.size:
             played = None if played is None else played[places]
+            if "bytes" in self.names:
+                told = {**told, "bytes": self.sent[version]}
             told = {name: value[places] for name, value in told.items()}
             self._add(version, x[places], replicas[places], times, played, told)
 

@@ -19,7 +19,7 @@ from asyncsim.prediction import staleness_law
 from asyncsim.problems.base import complete
 from asyncsim.results import SCENARIO, scenario_folder
 from asyncsim.runs import Run
-from asyncsim.scenario import PLANE_METRICS, build
+from asyncsim.scenario import PLANE_METRICS, TRACE_METRICS, build
 from asyncsim.staleness import histogram_of
 from asyncsim.sweep import CURVES, TUNED, read_results
 
@@ -67,10 +67,15 @@ def draw_run(run: Run, folder: Path) -> list[Path]:
 
 
 def _measured(frame: DataFrame, names: list[str]) -> Iterator[Picture]:
-    """Yield each metric against updates, the first one as "loss"; the energy with the perturbations beside it."""
+    """Yield each metric against updates, the first one as "loss", and that one against bytes where they were measured.
+
+    The energy has the perturbations beside it.
+    """
     for place, metric in enumerate(names):
-        if place == 0 or metric not in ("energy", "perturbations", *PLANE_METRICS):
+        if place == 0 or metric not in ("energy", "perturbations", *PLANE_METRICS, *TRACE_METRICS):
             yield ("loss" if place == 0 else metric), partial(plots.loss, frame=frame, metric=metric)
+    if "bytes" in names[1:]:
+        yield "loss_bytes", partial(plots.loss, frame=frame, metric=names[0], against="bytes")
     if "energy" in names:
         yield "energy", partial(plots.energy, frame=frame)
 

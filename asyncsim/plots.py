@@ -145,20 +145,23 @@ def loss(
     frame: DataFrame,
     *,
     metric: str = "loss",
-    against: Literal["update", "time"] = "update",
+    against: Literal["update", "time", "bytes"] = "update",
     label: str | None = None,
     time_unit: str = "s",
 ) -> Axes:
-    """Draw a metric against updates or time: the median over replicas and the band from their 10 % to 90 % quantile.
+    """Draw a metric against updates, time or bytes: the median over replicas and their 10 % to 90 % quantiles' band.
 
     `frame` has the columns replica, update, time, metric, value and, to compare several runs, `label`; the argument
-    `label` names a frame that has none. A replica keeps its last value until the next one, and after its end. The value
-    axis is logarithmic where all values are positive and span more than a factor of ten.
+    `label` names a frame that has none. Bytes are those of the metric "bytes" at the same versions. A replica keeps its
+    last value until the next one, and after its end. The value axis is logarithmic where all values are positive and
+    span more than a factor of ten, and that of bytes always.
     """
-    if against not in ("update", "time"):
-        raise ValueError(f"loss: against must be 'update' or 'time', got {against!r}")
-    frame = checked("loss", frame, "replica", against, "metric", "value")
+    if against not in ("update", "time", "bytes"):
+        raise ValueError(f"loss: against must be 'update', 'time' or 'bytes', got {against!r}")
+    frame = checked("loss", frame, "replica", "update" if against == "bytes" else against, "metric", "value")
     have = sorted(map(str, frame["metric"].unique()))
+    if against == "bytes":
+        frame = _with_bytes(frame)
     frame = frame[frame["metric"] == metric].dropna(subset=[against])
     refuse_empty("loss", frame, f"no '{metric}' with a known {against}; its metrics: {', '.join(have)}")
 
@@ -188,8 +191,19 @@ def loss(
     if replicas > 1:
         note(ax, f"median and 10–90 % band of {replicas} replicas")
     ax.margins(x=0.01)
-    where = "updates" if against == "update" else f"time ({time_unit})"
+    if against == "bytes":
+        ax.set_xscale("log")
+    where = {"update": "updates", "time": f"time ({time_unit})", "bytes": "bytes sent by a worker"}[against]
     return finish(ax, where, metric.replace("_", " "), legend=len(groups) > 1 or label is not None)
+
+
+def _with_bytes(frame: DataFrame) -> DataFrame:
+    """Return the frame with a column of the bytes sent by each version; without those that no bytes lead to."""
+    keys = [name for name in ("label", "replica", "update", "time") if name in frame]
+    sent = frame.loc[frame["metric"] == "bytes", [*keys, "value"]].rename(columns={"value": "bytes"})
+    refuse_empty("loss", sent, "no 'bytes' were measured")
+    frame = frame.merge(sent.drop_duplicates(keys), on=keys)
+    return frame[frame["bytes"] > 0]
 
 
 def _grid(points: list[np.ndarray]) -> np.ndarray:

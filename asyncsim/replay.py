@@ -82,7 +82,7 @@ def replay(
     if isinstance(problem, EmpiricalRisk) and problem.shares and problem.shares.workers != trace.workers:
         said = f"the data are divided among {problem.shares.workers} workers, and the trace has {trace.workers}"
         raise ScenarioError(f"cluster.workers: {said}")
-    meter = Meter(problem, metrics, trace.seed)
+    meter = Meter(problem, metrics, trace.seed, method.message_bytes(problem, trace.workers)[0])
     loop = _Loop(trace, method, problem, meter, record_iterates, checksums, progress)
     alone = checksums or trace.reads is not None
     if end_time is None and trace.has_times:

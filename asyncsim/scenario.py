@@ -46,6 +46,8 @@ LONGEST_TIME = 1e100
 MODEL_METRICS = ("loss", "suboptimality", "grad_norm", "distance", "accuracy", "regret", "lambda_min")
 #: What only some methods can tell about the model and what they keep beside it.
 METHOD_METRICS = ("energy", "perturbations", "consensus")
+#: What the schedule tells of the way to a version: the bytes that a worker has sent on average.
+TRACE_METRICS = ("bytes",)
 #: Where the model is: its first two coordinates, which are all there is of a model in the plane.
 PLANE_METRICS = ("x1", "x2")
 #: What can be measured on a whole run, from its replicas.
@@ -226,15 +228,16 @@ class Metrics(Spec):
     """What to measure and when: every so many updates, or at this many points of a time grid.
 
     `record` names metrics of the model (loss, suboptimality, grad_norm, distance, accuracy, regret, lambda_min: the
-    Hessian's smallest eigenvalue; x1 and x2: its first coordinates), of the method (energy, perturbations) and of the
-    run (momentum: fitted from the replicas; rate: decay of the root mean square distance to the minimizer). `target`,
-    such as "loss < 0.5", asks for the time and the number of updates to reach it.
+    Hessian's smallest eigenvalue; x1 and x2: its first coordinates), of the method (energy, perturbations, consensus,
+    memory, resets), of the schedule (bytes: what a worker has sent by then, on average) and of the run (momentum,
+    fitted from the replicas; rate, the decay of the root mean square distance to the minimizer). `target`, such as
+    "loss < 0.5", asks for the time and the number of updates to reach it.
     """
 
     every: Annotated[int, Field(ge=1, le=MAX_UPDATES)] | None = None
     at_times: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
     record: Annotated[
-        tuple[Literal[(*MODEL_METRICS, *METHOD_METRICS, *PLANE_METRICS, *RUN_METRICS)], ...],  # type: ignore[valid-type]
+        tuple[Literal[(*MODEL_METRICS, *METHOD_METRICS, *TRACE_METRICS, *PLANE_METRICS, *RUN_METRICS)], ...],  # type: ignore[valid-type]
         Field(strict=False),
     ] = ("loss",)
     target: Condition | None = None
