@@ -142,7 +142,7 @@ def test_the_histogram_shows_shares_and_theory(ax):
     (bars,) = ax.patches
     assert bars.get_data().values.tolist() == [0.25, 0.5, 0, 0, 0.25]
     assert bars.get_data().edges.tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5, 4.5]
-    ((x, _),) = lines(ax)
+    ((x, y),) = lines(ax)
     assert (x.tolist(), y.tolist()) == ([0, 1, 2], [0.5, 0.25, 0.25])
     assert legend(ax) == ["measured", "theory"]
 
@@ -181,7 +181,7 @@ def test_a_trace_without_applied_gradients_has_no_histogram(ax):
 
 def test_loss_is_the_median_over_replicas_within_its_band(ax):
     plots.loss(ax, METRICS)
-    ((x, _),) = lines(ax)
+    ((x, y),) = lines(ax)
     assert x.tolist() == [0, 10, 20, 30, 40, 50]
     assert y.tolist() == [110, 100, 90, 80, 70, 60]
     band = ax.collections[0].get_paths()[0].vertices
@@ -196,7 +196,7 @@ def test_loss_against_time_interpolates_as_steps(ax):
     rows = [(0, 0, 0.0, 8.0), (0, 1, 2.0, 4.0), (0, 2, 4.0, 2.0), (1, 0, 0.0, 10.0), (1, 1, 3.0, 6.0)]
     frame = pd.DataFrame(rows, columns=["replica", "update", "time", "value"]).assign(metric="loss", label="async")
     plots.loss(ax, frame, against="time")
-    ((x, _),) = lines(ax)
+    ((x, y),) = lines(ax)
     assert x.tolist() == [0, 2, 3, 4]
     assert y.tolist() == [9, 7, 5, 4]  # replica 1 keeps its 6 after its end
     assert legend(ax) == []
@@ -220,7 +220,7 @@ def test_long_runs_are_drawn_on_a_common_grid(ax):
     time = np.arange(1000.0)
     parts = [pd.DataFrame({"replica": r, "time": time + r / 2, "value": time}) for r in (0, 1)]
     plots.loss(ax, pd.concat(parts).assign(metric="loss"), against="time")
-    ((x, _),) = lines(ax)
+    ((x, y),) = lines(ax)
     assert x.size == 400
     assert x[-1] == 999.5
     inner = x > 1
