@@ -128,3 +128,16 @@ def test_an_autoencoder_has_no_accuracy():
     }
     with pytest.raises(ScenarioError, match="'accuracy' needs a classification problem"):
         asyncsim.run(build(data))
+
+
+def test_noise_shortens_the_plateau_of_the_scenario():
+    """After 600 updates the noisy run has left the variance of the pictures, the other has not."""
+    short = {"run.updates": 600, "run.replicas": 1, "metrics.every": 600}
+    swept = [cell.scenario for cell in cells(asyncsim.load(SCENARIOS / "autoencoder_noise.toml", overrides=short))]
+    reached = {}
+    for scenario in swept[:2]:
+        assert scenario.method.compressor.kind == "identity"
+        run, problem = asyncsim.run(scenario), scenario.problem
+        reached[scenario.method.noise] = problem.value(run.final_iterates) / problem.features.var(axis=0).mean()
+    assert reached[0.0] == pytest.approx(1.0, abs=0.01)
+    assert reached[0.01] < 0.93
