@@ -218,6 +218,12 @@ def test_what_is_not_finite_stays_so(name: str, bad: float) -> None:
         assert not np.isfinite(compressed(of(name), x)).all()
 
 
+def test_a_sketch_shows_what_is_not_finite_though_another_coordinate_is_sent() -> None:
+    x = np.ones(50)
+    x[49] = math.nan
+    assert np.isnan(compressed(SketchedTopK(k=1, rows=1, columns=1), x)).all()
+
+
 @pytest.mark.parametrize("name", ["rand_k", "rand_k, sign", "rand_k, qsgd"])
 def test_what_is_not_finite_is_seen_where_it_is_chosen(name: str) -> None:
     seen = []
@@ -251,6 +257,30 @@ PROMISES: dict[str, Compressor] = {
     "top_k, qsgd": Composed(sparsifier=TopK(k=20), quantizer=QSGD(levels=8)),
     "rand_k, qsgd, scaled": Composed(sparsifier=RandK(k=20), quantizer=QSGD(levels=2, scaled=True)),
 }
+
+
+#: The guaranteed μ of these at d = 200, worked out by hand.
+MU = {
+    "identity": 1.0,
+    "rand_k": 0.1,
+    "rand_k, all": 1.0,
+    "top_k": 0.1,
+    "sketch": 0.0,
+    "sketch, all": 1.0,
+    "sign": 0.005,
+    "qsgd, 64 levels": 1 - 200 / 64**2,
+    "qsgd, 1 level, scaled": 1 / (1 + math.sqrt(200)),
+    "qsgd, 16 levels, scaled": 1 / (1 + 200 / 256),
+    "rand_k, sign": 0.1 / 20,
+    "top_k, sign": 0.1 / 20,
+    "top_k, qsgd": 0.1 * (1 - 20 / 64),
+    "rand_k, qsgd, scaled": 0.1 / (1 + math.sqrt(20) / 2),
+}
+
+
+@pytest.mark.parametrize("name", PROMISES)
+def test_the_guaranteed_mu(name: str) -> None:
+    assert PROMISES[name].contraction(D) == pytest.approx(MU[name], rel=1e-14)
 
 
 def exceeds(shares: np.ndarray, bound: float) -> bool:
