@@ -16,6 +16,7 @@ from asyncsim.methods.projections import PROJECTIONS, AnyProjection, Ball, Box, 
 from asyncsim.methods.seacd import SEACD
 from asyncsim.methods.sgd import SGD
 from asyncsim.methods.steps import STEP_RULES, StepRule
+from asyncsim.methods.zeroth_order import ZerothOrderConditionalGradient, ZerothOrderSGD
 from asyncsim.spec import Spec, named_field
 
 #: Every method by the name that a scenario file uses.
@@ -33,6 +34,8 @@ METHODS: dict[str, type[Spec]] = {
     "mem_sgd": MemSGD,
     "local_sgd": LocalSGD,
     "decentralized_sgd": DecentralizedSGD,
+    "zeroth_order_sgd": ZerothOrderSGD,
+    "zeroth_order_conditional_gradient": ZerothOrderConditionalGradient,
 }
 
 AnyMethod = Annotated[Any, *named_field("kind", METHODS, "method")]
@@ -64,4 +67,6 @@ __all__ = [
     "Simplex",
     "State",
     "StepRule",
+    "ZerothOrderConditionalGradient",
+    "ZerothOrderSGD",
 ]
