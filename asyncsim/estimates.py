@@ -1,4 +1,4 @@
-"""Estimates from replicas: the momentum with which a run moves, and the rate at which it converges.
+"""Estimates from replicas: the momentum with which a run moves, the rate at which it converges, and how costs grow.
 
 Each comes with an interval, and is refused, by an error that carries it, where the data are too few.
 """
@@ -63,6 +63,53 @@ class Rate:
     high: float
     steps_used: int
     confidence: float
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a measured number grows for one more of a number that was varied: by so much, or to so many times as much.
+
+    `added` is the slope of a line, `factor` the exponential of that of a line through the logarithms, `bend` what the
+    slope grows by, as a share of it: 0 where the same is added each time, and log `factor` or so where each multiplies.
+    Each is (mean over replicas, low, high). `numbers` are those that the fit rests on.
+    """
+
+    numbers: tuple[float, ...]
+    added: tuple[float, float, float]
+    factor: tuple[float, float, float]
+    bend: tuple[float, float, float]
+    confidence: float
+
+
+def fit_growth(numbers: np.ndarray, values: np.ndarray, *, confidence: float = 0.95) -> Growth | None:
+    """Fit how `values`, shape (replicas, numbers), grow with `numbers`, in the larger half of these.
+
+    The smaller half is left out for what it has of a beginning. So are numbers at which not all replicas have a value
+    (NaN): those that have would be the fastest. Lines and parabolas are fitted to each replica by itself, and the
+    intervals are Student's over replicas, so it does not matter that a replica has the same start at several numbers.
+    None where fewer than three numbers, or two replicas, are left.
+
+    >>> fit = fit_growth(np.arange(1, 9), np.outer([1.0, 1.1], 3.0 * 2.0 ** np.arange(8)))
+    >>> fit.numbers, round(fit.factor[0], 6)
+    ((5.0, 6.0, 7.0, 8.0), 2.0)
+    """
+    from scipy import stats
+
+    known = np.isfinite(values).all(axis=0)
+    number, values = np.asarray(numbers, dtype=np.float64)[known], values[:, known]
+    half = max(3, -(-number.size // 2))
+    number, values = number[-half:], values[:, -half:]
+    if number.size < 3 or len(values) < 2:
+        return None
+    slope, logs = (np.polyfit(number, each, 1)[0] for each in (values.T, np.log(values.T)))
+    bend = 2.0 * np.polyfit(number, values.T, 2)[0] / slope
+
+    def interval(each: np.ndarray) -> tuple[float, float, float]:
+        width = stats.t.ppf(0.5 + confidence / 2, len(each) - 1) * each.std(ddof=1) / len(each) ** 0.5
+        return float(each.mean()), float(each.mean() - width), float(each.mean() + width)
+
+    factor = tuple(np.exp(interval(logs)).tolist())
+    return Growth(tuple(number.tolist()), interval(slope), factor, interval(bend), confidence)
 
 
 def fit_momentum(

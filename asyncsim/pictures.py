@@ -220,9 +220,20 @@ def _regret(results: DataFrame, paths: list[str], scenario: dict[str, Any]) -> I
 
 
 def _scaling(results: DataFrame, tuned: DataFrame | None, paths: list[str]) -> Iterator[Picture]:
-    """Yield what runs took against a number of the problem or the method that takes four values or more.
+    """Yield what runs took against a swept number."""
+    found = what_grew(results, paths) if tuned is None else None
+    if found is not None and found[0]["label"].nunique() <= MOST_LINES:
+        frame, said, measured = found
+        frame = frame if frame["label"].nunique() > 1 else frame.drop(columns="label")
+        yield "scaling", lambda ax: plots.scaling(ax, frame, name=said, measured=measured)
 
-    That is the updates to the target or, without one, to the end of a method that ends itself.
+
+def what_grew(results: DataFrame, paths: list[str]) -> tuple[DataFrame, str, str] | None:
+    """Return what runs took for each number of the problem or the method that was swept over four values or more.
+
+    That is the updates to the target or, without one, to the end of a method that ends itself. The frame has the
+    columns replica, label, number and value, NaN where a replica did not arrive; then come what number and value are.
+    None where there is no such number, or nobody arrived.
     """
     import pandas as pd
 
@@ -233,22 +244,19 @@ def _scaling(results: DataFrame, tuned: DataFrame | None, paths: list[str]) -> I
         and pd.api.types.is_numeric_dtype(results[path])
         and results[path].nunique() >= 4
     ]
-    if tuned is not None or not numbers:
-        return
+    if not numbers:
+        return None
     number = numbers[0]
     if "updates_to_target" in results:
         value, measured = results["updates_to_target"], "updates to target"
     elif "certificate" in results and "finished" in results:
         value, measured = results["updates"].where(results["finished"]), "updates to the method's own end"
     else:
-        return
+        return None
     moving = [path for path in paths if results.groupby(path, dropna=False)[number].nunique().max() > 1]
     frame = _labelled(results, [path for path in moving if path != number])
     frame = frame[["replica", "label"]].assign(number=results[number], value=value.astype(float))
-    if value.notna().any() and frame["label"].nunique() <= MOST_LINES:
-        frame = frame if frame["label"].nunique() > 1 else frame.drop(columns="label")
-        said = _said(number)
-        yield "scaling", lambda ax: plots.scaling(ax, frame, name=said, measured=measured)
+    return (frame, _said(number), measured) if value.notna().any() else None
 
 
 def _said(path: str) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from asyncsim.cost import TRIED_BY_SEARCH, cost
 from asyncsim.scenario import RunSettings, Scenario
 
@@ -114,6 +116,40 @@ def sweep_lines(scenario: Scenario, frame: Any, folder: Path) -> list[str]:
             lines.append(best.to_string(index=False, float_format=shown))
             if best["at_edge"].any():
                 lines.append("a best value at the edge of its grid may not be the best there is: widen the grid")
+        else:
+            lines += growth_lines(frame, swept)
+    return lines
+
+
+def growth_lines(frame: Any, swept: list[str]) -> list[str]:
+    """Return how what runs took grows with a swept number, a line for each curve of the picture "scaling"; or nothing.
+
+    Numbers over more than one power of ten are taken by their logarithms.
+    """
+    from asyncsim.estimates import fit_growth
+    from asyncsim.pictures import what_grew
+    from asyncsim.saddle_plots import WIDE
+
+    found = what_grew(frame, swept)
+    lines = []
+    for label, rows in [] if found is None else found[0].groupby("label", sort=False):
+        table = rows.pivot_table(index="replica", columns="number", values="value", dropna=False)
+        numbers = table.columns.to_numpy(dtype=float)
+        wide = numbers.min() > 0 and numbers.max() > WIDE * numbers.min()
+        fit = fit_growth(np.log10(numbers) if wide else numbers, table.to_numpy(dtype=float))
+        if fit is not None:
+            ends = (shown(round(10**end if wide else end, 9)) for end in (fit.numbers[0], fit.numbers[-1]))
+            parts = (("+", fit.added), ("×", fit.factor), ("bend", fit.bend))
+            said = ", ".join(
+                f"{sign} {shown(mean)} ({shown(low)} to {shown(high)})" for sign, (mean, low, high) in parts
+            )
+            unit = "each factor of ten" if wide else "each"
+            lines.append(f"  {label}{': ' * bool(label)}{unit}, from {' to '.join(ends)}: {said}")
+    if lines and found is not None:
+        head = (
+            f"growth of {found[2]} with {found[1]}, 95 % intervals over replicas (bend 0: the same is added each time):"
+        )
+        lines = ["", head, *lines]
     return lines
 
 

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from asyncsim.estimates import TooFewData, fit_momentum, fit_rate
+from asyncsim.estimates import TooFewData, fit_growth, fit_momentum, fit_rate
 
 # --- the momentum meter -------------------------------------------------------------------------------------------
 
@@ -238,3 +238,46 @@ def test_the_interval_of_the_rate_covers():
 def test_the_rate_refuses_bad_input(message, shape, settings):
     with pytest.raises(ValueError, match=message):
         fit_rate(np.broadcast_to(0.5 ** np.arange(30.0), shape), **settings)
+
+
+# --- growth -----------------------------------------------------------------------------------------------------------
+
+
+def growing(law, *, replicas=9, noise=0.0, seed=0):
+    """Return what replicas took at 1 … 8: each has a luck of its own, which lasts, and some at every number."""
+    rng, numbers = np.random.default_rng(seed), np.arange(1.0, 9.0)
+    luck = 1.0 + noise * rng.standard_normal((replicas, 1))
+    return numbers, luck * law(numbers) * (1.0 + noise * rng.standard_normal((replicas, 8)))
+
+
+def test_growth_of_a_line_and_of_a_power():
+    line = fit_growth(*growing(lambda d: 30.0 + 41.0 * d))
+    assert line.added == pytest.approx([41.0] * 3)
+    assert line.bend == pytest.approx([0.0] * 3, abs=1e-12)
+    power = fit_growth(*growing(lambda d: 3.0 * 2.7**d))
+    assert power.factor == pytest.approx([2.7] * 3)
+    assert power.bend[0] > 0.5
+    assert line.numbers == power.numbers == (5.0, 6.0, 7.0, 8.0)
+
+
+def test_the_intervals_of_growth_hold_what_they_should():
+    covered = {"line": 0, "power": 0, "bend": 0, "no line": 0}
+    for seed in range(60):
+        line = fit_growth(*growing(lambda d: 30.0 + 41.0 * d, noise=0.01, seed=seed), confidence=0.9)
+        power = fit_growth(*growing(lambda d: 3.0 * 2.7**d, noise=0.01, seed=seed), confidence=0.9)
+        covered["line"] += line.added[1] <= 41.0 <= line.added[2]
+        covered["power"] += power.factor[1] <= 2.7 <= power.factor[2]
+        covered["bend"] += line.bend[1] <= 0.0 <= line.bend[2]
+        covered["no line"] += power.bend[1] <= 0.0 <= power.bend[2]
+    for name in ("line", "power", "bend"):
+        assert covered[name] >= 46  # Binomial(60, 0.9) is below 46 with probability 0.0008
+    assert covered["no line"] == 0  # the control
+
+
+def test_growth_looks_at_numbers_where_everybody_arrived():
+    numbers, values = growing(lambda d: 3.0 * 2.0**d, replicas=4)
+    values[2, 6], values[:, 7] = np.nan, np.nan
+    assert fit_growth(numbers, values).numbers == (4.0, 5.0, 6.0)
+    values[0, 2:] = np.nan
+    assert fit_growth(numbers, values) is None  # two numbers are left
+    assert fit_growth(numbers, growing(lambda d: d, replicas=1)[1]) is None

@@ -10,6 +10,7 @@ import asyncsim
 from asyncsim import plots
 from asyncsim.pictures import draw_run, draw_sweep
 from asyncsim.problems import Saddle
+from asyncsim.report import growth_lines
 from asyncsim.scenario import ScenarioError, build
 from asyncsim.sweep import read_results, run_sweep
 
@@ -35,6 +36,22 @@ SCALING = pd.DataFrame(
      for name in ("gd", "pgd") for d in (1, 2, 3, 4) for r in (0, 1, 2)],
     columns=["label", "replica", "number", "value"],
 )  # fmt: skip
+
+
+def test_a_sweep_says_how_what_it_took_grows_with_what_was_swept():
+    """In the terminal's table; of "gd" all replicas arrive at two values only, which make no line."""
+    frame = SCALING.rename(columns={"label": "method", "number": "problem.dimension", "value": "updates_to_target"})
+    paths = ["problem.dimension", "method"]
+    blank, head, perturbed = growth_lines(frame, paths)
+    assert (blank, head.split(",")[0]) == ("", "growth of updates to target with dimension")
+    # 10 d + r at d = 2, 3, 4; log(41/21)/2 = 0.335 = log 1.4 for the middle replica.
+    assert perturbed.startswith("  pgd: each, from 2 to 4: + 10 (10 to 10), × 1.39")
+    steep = frame.assign(updates_to_target=np.exp(frame["problem.dimension"]))
+    _, _, *both = growth_lines(steep, paths)
+    assert [line.split(",")[2].strip() for line in both] == ["× 2.718 (2.718 to 2.718)"] * 2
+    decades = frame.assign(**{"problem.dimension": 10.0 ** frame["problem.dimension"]})
+    assert "pgd: each factor of ten, from 100 to 10,000: + 10 (10 to 10)" in growth_lines(decades, paths)[2]
+    assert growth_lines(frame[frame["problem.dimension"] <= 3], paths) == []  # three values are no picture
 
 
 @pytest.fixture
