@@ -8,7 +8,20 @@ import numpy as np
 import pytest
 
 import asyncsim
-from asyncsim.methods import GD, PAGD, PGD, PROJECTIONS, PSGD, SEACD, SGD, STEP_RULES, Adam, NoisyGD, SaddleNGD
+from asyncsim.methods import (
+    GD,
+    PAGD,
+    PGD,
+    PROJECTIONS,
+    PSGD,
+    SEACD,
+    SGD,
+    STEP_RULES,
+    Adam,
+    LocalSGD,
+    NoisyGD,
+    SaddleNGD,
+)
 from asyncsim.methods.base import Method, State
 from asyncsim.problems import (
     Autoencoder,
@@ -129,6 +142,7 @@ EVERY_METHOD |= {
     "noisy_gd": NoisyGD(step=0.05),
     "saddle_ngd": SaddleNGD(step=0.05, radius=0.1, every=3),
     "adam": Adam(step=0.05),
+    "local_sgd": LocalSGD(step=0.05, local_steps=1),
     # Perturbed in the last of twelve updates, so that none has anything done that others have not.
     "seacd": SEACD(
         delay_bound=3, epsilon=0.1, smoothness=9.0, step=0.01, descent=12, escape_time=9, decrease=1e9, large_step=1e9
@@ -157,12 +171,14 @@ EVERY_PROBLEM = {
     "conv_network": ConvNetwork(filters=1, batch=2),
     "autoencoder": Autoencoder(hidden=[2], batch=2),
 }
-#: Problems that take one model at a time, and say so.
+#: Problems and methods that take one model at a time, and say so.
 ONE_BY_ONE = {"tsne", "torch"}
+METHODS_ONE_BY_ONE = {"compressed_sgd", "mem_sgd"}
 
 
 def test_every_name_is_among_them():
-    assert set(asyncsim.methods.METHODS) | set(PROJECTIONS) <= set(EVERY_METHOD)
+    assert set(asyncsim.methods.METHODS) | set(PROJECTIONS) <= set(EVERY_METHOD) | METHODS_ONE_BY_ONE
+    assert not any(asyncsim.methods.METHODS[name].batched for name in METHODS_ONE_BY_ONE)
     assert set(asyncsim.problems.PROBLEMS) == {problem.kind for problem in EVERY_PROBLEM.values()} | ONE_BY_ONE
     assert not any(asyncsim.problems.PROBLEMS[name].batched for name in ONE_BY_ONE)
 
