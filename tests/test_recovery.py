@@ -103,15 +103,20 @@ def test_descent_from_nearby_recovers_filter_and_signal():
     assert np.linalg.norm(away, axis=1).min() > 0.1
 
 
-def test_with_equations_to_spare_random_starts_recover_them_too_and_without_they_may_not():
-    """k + n = 11 unknowns: 40 equations are enough for every one of 100 starts, 12 for about half of them."""
-    found = {}
-    for samples in (12, 40):
+def test_with_equations_to_spare_random_starts_recover_them_too_and_without_some_end_at_another_minimum():
+    """k + n = 11 unknowns: 40 equations are enough for all of 100 starts. With 12 about 70 arrive; the others rest."""
+    starts, found = np.arange(100), {}
+    for samples, updates in ((12, 6000), (40, 1500)):
         problem = DECONVOLUTION.model_copy(update={"samples": samples})
-        x = descend(problem, problem.initial(SEED, np.arange(100)), 0.05, 3000)
-        found[samples] = int((problem.value(x) < 1e-6).sum())
-    assert found[40] == 100
-    assert 25 < found[12] < 80
+        x = descend(problem, problem.initial(SEED, starts), 0.05, updates)
+        found[samples] = problem.value(x) < 1e-5
+    assert found[40].all()
+    assert 55 < found[12].sum() < 85
+    problem = DECONVOLUTION.model_copy(update={"samples": 12})
+    rest = descend(problem, problem.initial(SEED, starts)[~found[12]][0], 0.05, 15_000)
+    assert np.linalg.norm(problem.gradient(rest)) < 1e-9
+    assert problem.value(rest) > 1e-3
+    assert np.linalg.eigvalsh([problem.hessian_vector(rest, unit) for unit in np.eye(11)])[0] > 1e-3
 
 
 @pytest.mark.parametrize("problem", [COMPLETION, DECONVOLUTION], ids=["completion", "deconvolution"])

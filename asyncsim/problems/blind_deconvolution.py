@@ -35,7 +35,7 @@ class BlindDeconvolution(BalancedFactors):
     second is exact).
 
     Runs begin at `start`: "random", the default, is N(0, 1/√(kn)) in every entry by address, "saddle" is 0 exactly; or
-    numbers. There may be other minima: what is proved is of starts near (h*, z*).
+    numbers. With few equations there are other minima; what is proved is of starts near (h*, z*).
 
     Sources: X. Li, S. Ling, T. Strohmer and K. Wei, "Rapid, robust, and reliable blind deconvolution via nonconvex
     optimization", Applied and Computational Harmonic Analysis 47, 2019; C. Ma, K. Wang, Y. Chi and Y. Chen, "Implicit
