@@ -66,7 +66,7 @@ def main(quick: bool) -> None:
 
     measured_at = commit()
     click.echo(f"{measured_at} on {machine()}")
-    for part in (simulation.against_hand_written, simulation.against_numpy):
+    for part in (simulation.against_hand_written, simulation.shared_cable, simulation.against_numpy):
         show(part(quick))
     points = simulation.growth(quick)
     show(simulation.of_growth(points))

@@ -93,6 +93,57 @@ def against_numpy(quick: bool) -> Iterator[Line]:
         yield Line(name, cost["compiled"] / cost["numpy"], "", shown, at_most=1.5)
 
 
+#: A cable that all workers share, and what is on it: compressed gradients up, models of `COORDINATES` numbers down.
+COORDINATES, FRACTION, TOGETHER, CABLE_LATENCY = 10_000, 0.01, 100, 0.01
+#: Share of the time in which the cable carries something, were it never idle for want of gradients: contended.
+LOAD = 0.9
+
+
+def shared_scenario(workers: int, updates: int) -> Any:
+    """Workers behind one cable, which send one coordinate in a hundred; every update takes `TOGETHER` gradients."""
+    up, down = FRACTION * COORDINATES * 8, COORDINATES * 8
+    links = {side: {"bandwidth": size * workers / LOAD} for side, size in (("up", up), ("down", down))}
+    return build(
+        {
+            "cluster": {
+                "workers": [{"count": workers, "service": {"law": "exponential", "mean": 1.0}}],
+                "network": {
+                    "topology": "switch",
+                    "latency": {"law": "constant", "value": CABLE_LATENCY},
+                    **links,
+                },
+            },
+            "policy": {"kind": "k_async", "k": TOGETHER},
+            "problem": {"kind": "quadratic", "eigenvalues": [1.0] * COORDINATES},
+            "method": {"kind": "compressed_sgd", "step": 0.1, "compressor": {"kind": "rand_k", "fraction": FRACTION}},
+            "run": {"updates": updates},
+        }
+    )
+
+
+def shared_cable(quick: bool) -> Iterator[Line]:
+    """Both engines against the loop written by hand where messages queue for a cable and an update takes many."""
+    workers, updates, rounds = (1_000, 200, 3) if quick else (10_000, 2_000, 5)
+    this, occupied = shared_scenario(workers, updates), LOAD / workers
+    service = hand_written.exponential(1.0)
+
+    def by_hand() -> None:
+        hand_written.SharedCluster(workers, updates, TOGETHER, service, CABLE_LATENCY, occupied, occupied).run()
+
+    ways = {
+        "hand": by_hand,
+        "simpy": partial(asyncsim.simulate, this, engine="simpy"),
+        "compiled": partial(asyncsim.simulate, this, engine="compiled"),
+    }
+    cost = {way: s / (updates * TOGETHER) * 1e9 for way, s in take_turns(ways, rounds).items()}
+    where = f"M = {workers:,}, {TOGETHER} gradients an update, compressed, one shared cable"
+    shown = f"{cost['compiled']:,.0f} ns against {cost['hand']:,.0f} ns"
+    ratio = cost["hand"] / cost["compiled"]
+    yield Line(f"compiled, times faster than by hand: {where}", ratio, "×", shown, at_least=30.0)
+    shown = f"{cost['simpy']:,.0f} ns against {cost['hand']:,.0f} ns"
+    yield Line(f"SimPy model, speed by hand = 1: {where}", cost["hand"] / cost["simpy"], "", shown, at_least=0.7)
+
+
 #: The largest number of workers that the growth with M is measured for without the compiled engine.
 LARGEST_IN_PYTHON = 16_384
 
