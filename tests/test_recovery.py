@@ -114,7 +114,7 @@ def test_with_equations_to_spare_random_starts_recover_them_too_and_without_some
     assert 55 < found[12].sum() < 85
     problem = DECONVOLUTION.model_copy(update={"samples": 12})
     rest = descend(problem, problem.initial(SEED, starts)[~found[12]][0], 0.05, 15_000)
-    assert np.linalg.norm(problem.gradient(rest)) < 1e-9
+    assert np.linalg.norm(problem.gradient(rest)) < 1e-6
     assert problem.value(rest) > 1e-3
     assert np.linalg.eigvalsh([problem.hessian_vector(rest, unit) for unit in np.eye(11)])[0] > 1e-3
 
