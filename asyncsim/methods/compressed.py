@@ -57,10 +57,11 @@ def compressed(compressor: Any, vector: np.ndarray, row: Row) -> tuple[Any, np.n
 
 def sum_of(compressor: Any, payloads: list[Any], steps: list[float] | None = None) -> np.ndarray:
     """Return the sum of what was sent, each times its step, in order of arrival."""
-    total: Any = 0.0
+    total: Any = None
     for place, payload in enumerate(payloads):
         part = compressor.decode(payload)
-        total = total + (part if steps is None else steps[place] * part)
+        part = part if steps is None else steps[place] * part
+        total = part if total is None else total + part
     return np.asarray(total)
 
 
