@@ -45,7 +45,7 @@ LONGEST_TIME = 1e100
 #: What can be measured on the model at a version.
 MODEL_METRICS = ("loss", "suboptimality", "grad_norm", "distance", "accuracy", "regret", "lambda_min")
 #: What only some methods can tell about the model and what they keep beside it.
-METHOD_METRICS = ("energy", "perturbations", "consensus")
+METHOD_METRICS = ("energy", "perturbations", "consensus", "memory", "resets")
 #: What the schedule tells of the way to a version: the bytes that a worker has sent on average.
 TRACE_METRICS = ("bytes",)
 #: Where the model is: its first two coordinates, which are all there is of a model in the plane.
