@@ -115,4 +115,6 @@ def label(value: Any) -> str:
         return " ".join([name, *rest]).strip()
     if isinstance(value, list):
         return "[" + ", ".join(label(item) for item in value) + "]"
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else f"{value:.12g}"
+    return str(value)
