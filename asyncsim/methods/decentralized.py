@@ -87,9 +87,10 @@ class DecentralizedSGD(Method):
     the step after the average, x_i ← Σ_j W_ij x_j − ηg_i, so that the two may overlap; x̄ moves alike, and the other
     order is that of the later papers. Lian et al. 2018, "Asynchronous decentralized parallel SGD", allows any doubly
     stochastic matrix per update; its own has one random neighbour, at weight ½. Koloskova, Stich, Jaggi 2019,
-    "Decentralized stochastic optimization and gossip algorithms with compressed communication", Algorithm 2. Noise on
-    the weights during decentralised training: Adilova, Paul, Schlicht 2018; we read its abstract alone, so where in a
-    step the noise belongs is our choice.
+    "Decentralized stochastic optimization and gossip algorithms with compressed communication", Algorithm 2; the γ of
+    its Theorem 2 was not compared with the text, tests hold the contraction by 1 − δ²ω/82 a round that goes with it.
+    Noise on the weights during decentralised training: Adilova, Paul, Schlicht 2018; we read its abstract alone, so
+    where in a step the noise belongs is our choice.
 
     >>> from asyncsim.problems import Quadratic
     >>> method, problem = DecentralizedSGD(step=0.5, graph=Graph(topology="path")), Quadratic(eigenvalues=[1.0])
