@@ -52,6 +52,7 @@ def cost(scenario: Scenario) -> Cost:
     else:
         groups = [group for group in scenario.cluster.workers if group.service.mean > 0]
         rate = sum(group.count / group.service.mean for group in groups)
+        rate /= getattr(scenario.method, "gradients_per_message", 1)
         by_time = math.inf if settings.time is None else settings.time * rate
         rows = min((settings.updates or math.inf) * per_update, by_time) * replicas
         updates = rows / per_update

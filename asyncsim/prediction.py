@@ -45,9 +45,10 @@ def predict(scenario: Scenario) -> dict[str, float]:
     kind: Any = getattr(scenario.policy, "kind", "")
     if cluster is None or not _has_service_times(scenario):
         return _staleness(scenario, cluster, kind) if cluster is not None and _has_real_server(scenario) else {}
-    instant = cluster.network is None and _takes_no_time(cluster)
+    instant = cluster.network is None and _takes_no_time(cluster) and not cluster.loses_gradients
     predictions = _staleness(scenario, cluster, kind)
-    if kind == "async" and instant and exponential_mean(cluster) is not None:
+    steps = getattr(scenario.method, "gradients_per_message", 1)
+    if kind == "async" and instant and steps == 1 and exponential_mean(cluster) is not None:
         law = theory.geometric_staleness(cluster.size, reply=cluster.server.reply)
         predictions["staleness_var"], predictions["staleness_p99"] = law.variance, float(law.quantile(0.99))
         predictions["implied_momentum"] = theory.implicit_momentum(cluster.size)
@@ -55,12 +56,12 @@ def predict(scenario: Scenario) -> dict[str, float]:
         if not getattr(scenario.method, "nesterov", False):
             predictions["momentum"] = predictions["implied_momentum"] + explicit
     if instant:
-        throughput = _throughput(scenario, cluster, kind)
+        throughput = _throughput(scenario, cluster, kind, steps)
         if throughput is not None:
             predictions["throughput"] = throughput
     means = {group.service.mean for group in cluster.workers}
     if scenario.run.source == "record" and len(means) == 1:
-        predictions["service_mean"] = means.pop()
+        predictions["service_mean"] = steps * means.pop()
     spectrum = _heavy_ball_spectrum(scenario)
     if spectrum is not None:
         method: Any = scenario.method
@@ -114,6 +115,7 @@ def _heavy_ball_spectrum(scenario: Scenario) -> list[float] | None:
         and isinstance(scenario.policy, Async)
         and cluster.network is None
         and _takes_no_time(cluster)
+        and not cluster.loses_gradients
         and cluster.server.reply == "after_apply"
         and exponential_mean(cluster) is not None
     )
@@ -142,7 +144,7 @@ def _staleness(scenario: Scenario, cluster: Cluster, kind: Any) -> dict[str, flo
     workers, k = cluster.size, scenario.policy.gradients_per_update(cluster.size)
     if kind in ("sync", "k_sync", "k_batch_sync", "rennala"):
         return {"staleness_mean": 0.0, "staleness_var": 0.0, "staleness_p99": 0.0}
-    if kind not in ("async", "k_async", "k_batch_async"):
+    if kind not in ("async", "k_async", "k_batch_async") or cluster.loses_gradients:
         return {}
     if cluster.server.reply == "before_apply":
         return {"staleness_mean": workers / k} if _takes_no_time(cluster) else {}
@@ -151,19 +153,19 @@ def _staleness(scenario: Scenario, cluster: Cluster, kind: Any) -> dict[str, flo
     return {"staleness_mean": workers / k - 1.0}
 
 
-def _throughput(scenario: Scenario, cluster: Cluster, kind: Any) -> float | None:
-    """Return the updates per time unit, None where there is no formula."""
+def _throughput(scenario: Scenario, cluster: Cluster, kind: Any, steps: int) -> float | None:
+    """Return the updates per time unit, of gradients that take `steps` service times; None without a formula."""
     workers = cluster.size
     k = scenario.policy.gradients_per_update(workers)
-    exponential = all(isinstance(group.service, Exponential) for group in cluster.workers)
+    exponential = steps == 1 and all(isinstance(group.service, Exponential) for group in cluster.workers)
     if kind in ("async", "k_batch_async") or (kind == "k_batch_sync" and exponential):
         # Workers that never wait; those who start over lose nothing where service has no memory.
-        rates = [(group.count, group.service.mean) for group in cluster.workers]
+        rates = [(group.count, steps * group.service.mean) for group in cluster.workers]
         if any(mean <= 0 for _, mean in rates):
             return None
         return sum(count / mean for count, mean in rates) / k
     first = cluster.workers[0].service
-    if any(group.service != first for group in cluster.workers):
+    if steps > 1 or any(group.service != first for group in cluster.workers):
         return None
     mean = exponential_mean(cluster)
     if mean is not None and kind in ("sync", "k_sync", "k_async"):

@@ -111,3 +111,14 @@ def durations(table, place, seed, replica, worker, first_draw, purpose, index, o
     else:
         for i in range(out.size):
             out[i] = duration(table, place, seed, replica, worker, first_draw + i, purpose, index)
+
+
+@njit("int64(float64, uint64, int64, int64, int64, int64, int64)")
+def attempts(loss, seed, replica, worker, draw, purpose, index):  # type: ignore[no-untyped-def]
+    """Return how often a message is sent until it gets through, where each attempt fails with probability `loss`.
+
+    With u the address's uniform number it is 1 + ⌊log u / log loss⌋, which exceeds n with probability lossⁿ.
+    """
+    if loss == 0.0:
+        return 1
+    return 1 + int(math.log(uniform(seed, replica, worker, draw, purpose, index)) / math.log(loss))

@@ -20,9 +20,9 @@ from pydantic_core import PydanticCustomError
 
 from asyncsim.documents import ScenarioError as ScenarioError
 from asyncsim.documents import read
-from asyncsim.durations import AnyLaw, Constant, Law
+from asyncsim.durations import AnyLaw, Constant, Exponential, Law
 from asyncsim.methods import AnyMethod
-from asyncsim.network import Network
+from asyncsim.network import SLOWEST, Link, Network, Passage, Routes, ways_of
 from asyncsim.policies import UNLIMITED, AnyPolicy, Async
 from asyncsim.problems import PROBLEMS, AnyProblem, LeastSquares, Problem
 from asyncsim.problems.base import complete
@@ -41,6 +41,8 @@ SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 LONGEST_AXIS = 100_000
 LONGEST_TIME = 1e100
+#: A worker that crashes more often than so many times in a mean service time would never be done.
+MOST_TRIES = 20
 
 #: What can be measured on the model at a version.
 MODEL_METRICS = ("loss", "suboptimality", "grad_norm", "distance", "accuracy", "regret", "lambda_min")
@@ -54,11 +56,27 @@ PLANE_METRICS = ("x1", "x2")
 RUN_METRICS = ("momentum", "rate")
 
 
+class Crash(Spec):
+    """Crashes: a worker is up for an exponential time of mean `mean_up`, then down for one of `mean_down`, if at all.
+
+    Without `mean_down` it never returns.
+    """
+
+    mean_up: Positive
+    mean_down: Positive | None = None
+
+
 class WorkerGroup(Spec):
-    """`count` workers that share a `service` law (time per gradient); `data` says how the data set is divided."""
+    """`count` workers that share a `service` law (time per gradient).
+
+    `link` says what is particular to the cable of each, `crash` how often they crash and for how long, and `data` how
+    the data set is divided.
+    """
 
     count: Annotated[int, Field(ge=1, le=MAX_WORKERS)] = 1
     service: AnyLaw
+    link: Link | None = None
+    crash: Crash | None = None
     data: DataSplit | None = None
 
 
@@ -81,15 +99,35 @@ class Cluster(Spec):
     def _workable(self) -> Cluster:
         if self.size > MAX_WORKERS:
             raise refuse(f"must not have more than {MAX_WORKERS:,} workers in all, got {self.size:,}", "workers")
+        for where, law in self.laws_by_place():
+            _check_law(law, *where)
+            if where[-1] == "bandwidth" and not law.quantile(2.0**-54) >= SLOWEST:
+                raise refuse("can be 0, so that a message would take for ever", *where)
         for place, group in enumerate(self.workers):
-            _check_law(group.service, "workers", place, "service")
-        _check_law(self.server.service, "server", "service")
+            if group.link is not None and self.network is None:
+                raise refuse("says how a cable is, so it needs a [cluster.network]", "workers", place, "link")
+            if group.crash is not None and group.crash.mean_up < group.service.mean / MOST_TRIES:
+                said = (
+                    f"at least a {MOST_TRIES}th of the mean service time, {group.service.mean:g}, or the worker never"
+                )
+                raise refuse(
+                    f"must be {said} finishes; got {group.crash.mean_up:g}", "workers", place, "crash", "mean_up"
+                )
         if self.network is not None:
-            _check_law(self.network.latency, "network", "latency")
             try:
-                self.network.check(self.size)
+                self.network.check(self.size, self.own_links)
             except PydanticCustomError as error:
                 raise refuse(error.message(), "network") from error
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise refuse(first["msg"], "network", *first["loc"]) from error
+            for name in ("retry_after", "retries"):
+                if getattr(self.network, name) is not None and not self.loses_messages:
+                    raise refuse(
+                        "is about messages that get lost: give 'loss' too, here, under up or down, or of a link",
+                        "network",
+                        name,
+                    )
         return self
 
     @property
@@ -102,6 +140,62 @@ class Cluster(Spec):
         """The service law of each worker."""
         return [group.service for group in self.workers for _ in range(group.count)]
 
+    @property
+    def own_links(self) -> list[Link | None]:
+        """What is particular to each worker's own cable; empty where nothing is."""
+        if all(group.link is None for group in self.workers):
+            return []
+        return [group.link for group in self.workers for _ in range(group.count)]
+
+    def parts(self) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+        """Yield each part that may have laws of links and losses, and where it stands."""
+        if self.network is not None:
+            yield from ((("network", *where), part) for where, part in self.network.parts())
+        for place, group in enumerate(self.workers):
+            if group.link is not None:
+                yield ("workers", place, "link"), group.link
+                yield from ((("workers", place, "link", *where), way) for where, way in ways_of(group.link))
+
+    def laws_by_place(self) -> Iterator[tuple[tuple[str | int, ...], Law]]:
+        """Yield each law, and where it stands in the section."""
+        for place, group in enumerate(self.workers):
+            yield ("workers", place, "service"), group.service
+            if group.crash is not None:
+                yield ("workers", place, "crash", "mean_up"), Exponential(mean=group.crash.mean_up)
+            if group.crash is not None and group.crash.mean_down is not None:
+                yield ("workers", place, "crash", "mean_down"), Exponential(mean=group.crash.mean_down)
+        yield ("server", "service"), self.server.service
+        for where, part in self.parts():
+            if part.latency is not None:
+                yield (*where, "latency"), part.latency
+            if part.bandwidth is not None and not isinstance(part.bandwidth, float):
+                yield (*where, "bandwidth"), part.bandwidth
+
+    @property
+    def loses_messages(self) -> bool:
+        """Whether a loss of messages is given anywhere, be it 0."""
+        return any(part.loss is not None for _, part in self.parts())
+
+    @property
+    def loses_gradients(self) -> bool:
+        """Whether a gradient may be lost: on a link that gives up, or in a crash."""
+        network = self.network
+        gives_up = network is not None and (network.longest_wait is not None or network.retries is not None)
+        return gives_up or any(group.crash is not None for group in self.workers)
+
+    @property
+    def crashes(self) -> dict[int, Crash]:
+        """The crashes of each worker that crashes."""
+        if all(group.crash is None for group in self.workers):
+            return {}
+        crash = [group.crash for group in self.workers for _ in range(group.count)]
+        return {worker: one for worker, one in enumerate(crash) if one is not None}
+
+    def passages(self, routes: Routes) -> list[Passage]:
+        """Return what a message meets on each link of the network."""
+        assert self.network is not None
+        return self.network.passages(routes, self.own_links)
+
     def instant_worker(self, end: float | None) -> int | None:
         """Return the first worker that gets a model and gives a gradient in no time, if there is one.
 
@@ -112,8 +206,11 @@ class Cluster(Spec):
         if min(groups) > none:
             return None
         away = [False] * self.size
-        if self.network is not None and not self.network.takes_no_time:
-            away = [bool(way) for way in self.network.routes(self.size).up]
+        if self.network is not None:
+            routes = self.network.routes(self.size)
+            takes_time = [not passage.takes_no_time for passage in self.passages(routes)]
+            ways = zip(routes.up, routes.down, strict=True)
+            away = [any(takes_time[link] for link in (*up, *down)) for up, down in ways]
         instant = [group.service.mean <= none for group in self.workers for _ in range(group.count)]
         return next((worker for worker in range(self.size) if instant[worker] and not away[worker]), None)
 
@@ -401,6 +498,7 @@ class Scenario(Spec):
             self._can_be_recorded()
         if self.cluster is not None:
             self.policy.check(self.cluster.size, self.cluster.server.reply)
+            self._not_all_are_waited_for(self.cluster)
             self._clock_advances(self.cluster)
         self._divide_data()
         self._method_fits()
@@ -420,6 +518,8 @@ class Scenario(Spec):
             raise refuse("a real run has the links of the machine: leave the network out", "cluster", "network")
         if self.cluster.server.service != Constant(value=0.0):
             raise refuse("a real run has the server of the machine: leave it out", "cluster", "server", "service")
+        if self.cluster.crashes:
+            raise refuse("workers of a real run crash by themselves: leave 'crash' out", "cluster", "workers")
         if self.cluster.time_unit not in SECONDS:
             said = f"a real run knows {', '.join(SECONDS)}; got '{self.cluster.time_unit}'"
             raise refuse(said, "cluster", "time_unit")
@@ -468,6 +568,20 @@ class Scenario(Spec):
                 check(complete(self.problem), self.workers)
             except ValueError as error:
                 raise refuse(str(error), "method") from error
+
+    def _not_all_are_waited_for(self, cluster: Cluster) -> None:
+        """Refuse workers that crash for good where every update needs all of them."""
+        if self.policy.goes_on or self.policy.gradients_per_update(cluster.size) < cluster.size:
+            return
+        for place, group in enumerate(cluster.workers):
+            if group.crash is not None and group.crash.mean_down is None:
+                every = f"{cluster.size} workers" if cluster.size > 1 else "one worker"
+                kind = getattr(self.policy, "kind", type(self.policy).__name__)
+                raise refuse(
+                    f"without mean_down a worker never returns, and with policy.kind = '{kind}' every update waits for "
+                    f"all {every}, a deadlock: give mean_down, or take a policy that waits for fewer",
+                    *("cluster", "workers", place, "crash"),
+                )
 
     def _clock_advances(self, cluster: Cluster) -> None:
         """Refuse workers that keep a server busy for ever at one moment of time."""

@@ -146,6 +146,7 @@ class Spec(BaseModel):
         allow_inf_nan=False,
         validate_default=False,
         ser_json_inf_nan="constants",
+        defer_build=True,  # a class that is never used costs nothing; most are not, least of all in a worker process
     )
 
     def __eq__(self, other: object) -> bool:
@@ -264,7 +265,8 @@ def _usable(value: Any, what: str) -> None:
         raise refuse(f"a {what} needs {', '.join(NEEDED[what])}; this object ({kind}) lacks {', '.join(lacking)}")
 
 
-def _entry(value: Any) -> Any:
+def entry(value: Any) -> Any:
+    """Return a named part of a scenario as plain data."""
     return value.model_dump(mode="json") if isinstance(value, Spec) else getattr(value, "_scenario_entry", repr(value))
 
 
@@ -308,4 +310,4 @@ def named_field(tag: str, registry: Mapping[str, type[Spec]], what: str) -> Any:
 
     Use as ``Annotated[Law, *named_field("law", LAWS, "law")]``.
     """
-    return (BeforeValidator(named(tag, registry, what)), PlainSerializer(_entry), NamedSchema(what))
+    return (BeforeValidator(named(tag, registry, what)), PlainSerializer(entry), NamedSchema(what))

@@ -1,4 +1,4 @@
-"""Random small scenarios for property-based tests: clusters full of ties, waiting servers and shared links."""
+"""Random small scenarios for property-based tests: clusters full of ties, shared links, lost messages and crashes."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ latencies = (
     | st.just({"law": "exponential", "mean": 0.5})
 )
 
+#: Bytes per time unit of a message of 8 bytes: a number, or a law, so that messages tie or do not.
+bandwidths = st.sampled_from([8.0, 16.0]) | st.sampled_from(
+    [
+        {"law": "constant", "value": 8.0},
+        {"law": "empirical", "values": [4.0, 8.0, 16.0]},
+        {"law": "exponential", "mean": 16.0},
+    ]
+)
+losses = st.sampled_from([0.0, 0.25, 0.5, 0.5, 0.75])
+
 SENDS_TO_EVERYONE = ("sync", "k_sync", "k_batch_sync")
 
 
@@ -56,14 +66,33 @@ def policies(draw, workers: int) -> dict:
 
 
 @st.composite
+def particulars(draw, *keys: str) -> dict:
+    """What a link or a direction may say of itself: some of these keys, all if none is named."""
+    choices = {"latency": latencies, "bandwidth": bandwidths, "loss": losses}
+    return {key: draw(choices[key]) for key in keys or choices if draw(st.booleans())}
+
+
+@st.composite
 def networks(draw, workers: int) -> dict | None:
-    shape = draw(st.sampled_from([None, None, "star", "ring", "path", "tree", "torus", "edges"]))
+    shape = draw(st.sampled_from([None, None, "star", "switch", "switch", "ring", "path", "tree", "torus", "edges"]))
     if shape is None:
         return None
     network: dict = {"latency": draw(latencies)}
     message_takes = draw(st.sampled_from([None, 0.5, 1.0]))
     if message_takes is not None:
         network["bandwidth"] = 8 / message_takes
+    if draw(st.booleans()):
+        network |= draw(particulars())
+        network |= {direction: draw(particulars()) for direction in ("up", "down") if draw(st.booleans())}
+        if draw(st.booleans()):
+            network["longest_wait"] = draw(st.sampled_from([0.5, 1.0, 2.0]))
+        if draw(st.booleans()):
+            network |= {"loss": draw(losses), "retry_after": draw(st.sampled_from([0.0, 0.5, 1.0]))}
+            if draw(st.booleans()):
+                network["retries"] = draw(st.sampled_from([0, 1, 2]))
+        if shape in ("switch", "path"):
+            link = draw(particulars()) | {"up": draw(particulars())}
+            network["links"] = [{"between": [0, 1], **link}]
     if shape != "edges":
         # A ring of fewer than three nodes is no ring.
         return network | {"topology": "path" if shape == "ring" and workers < 2 else shape}
@@ -91,4 +120,18 @@ def scenarios(draw) -> Scenario:
     network = draw(networks(workers))
     if network is not None:
         cluster["network"] = network
+        if network.get("topology") in ("star", "switch") and draw(st.integers(0, 3)) == 0:
+            cluster["workers"][0]["link"] = draw(particulars())
+    if draw(st.integers(0, 2)) == 0:
+        needs_all = policy["kind"] == "sync" or (policy["kind"] in ("k_sync", "k_async") and policy["k"] == workers)
+        for_good = not needs_all and (workers > 1 or "batch" in policy["kind"] or policy["kind"] == "rennala")
+        for group in cluster["workers"]:
+            crash = {
+                "mean_up": draw(st.sampled_from([3.0, 10.0])),
+                "mean_down": draw(st.sampled_from([0.5, 2.0, 20.0])),
+            }
+            if for_good and draw(st.integers(0, 4)) == 0:
+                crash = {"mean_up": 30.0}
+            if draw(st.booleans()):
+                group["crash"] = crash
     return build({"seed": draw(st.integers(0, 2**64 - 1)), "cluster": cluster, "policy": policy, "run": run})

@@ -1,7 +1,7 @@
 """A third engine: a plain event loop, written from docs/trace.md alone, slow and clear.
 
-It shares only the addressed random numbers, the routes and the checked table with the package. The policies stand here
-a second time, as rows of the document's table.
+It shares only the addressed random numbers, the routes, the cables' laws, the checked table and one error message with
+the package. The policies stand here a second time, as rows of the document's table.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from itertools import count
 import numpy as np
 
 from asyncsim import streams
-from asyncsim.trace import APPLIED, CANCELLED, DISCARDED, REQUIRED, TIMES, Trace, UpdateRows
+from asyncsim.durations import Exponential
+from asyncsim.sources.table import stands_still
+from asyncsim.trace import APPLIED, CANCELLED, DISCARDED, LOST, REQUIRED, TIMES, Trace, UpdateRows
 
-APPLY, ARRIVE, PASS_ON, COMPUTED, RECEIVED = range(5)
+APPLY, ARRIVE, PASS_ON, COMPUTED, RECEIVED, CRASHED, RETURNED = range(7)
 
 #: kind: (gradients per update, largest staleness accepted, do workers go on, who is sent the model after an update)
 POLICIES = {
@@ -61,33 +63,37 @@ class Loop:
         self.k, self.limit, self.goes_on, self.send_to = POLICIES[self.policy.kind](self.policy, self.workers)
         self.laws, self.server, self.network = cluster.laws, cluster.server, cluster.network
         self.instant_server = self.server.service.law == "constant" and self.server.service.value == 0
+        self.steps = getattr(scenario.method, "gradients_per_message", 1)
         self.up = self.down = [[]] * self.workers
         if self.network is not None:
             routes = self.network.routes(self.workers)
-            self.up, self.down = routes.up, routes.down
+            self.up, self.down, self.passages = routes.up, routes.down, cluster.passages(routes)
             self.free, self.delivered = [0.0] * routes.links, [0.0] * routes.links
-            self.occupied = 0.0 if self.network.bandwidth is None else message_bytes(scenario) / self.network.bandwidth
+            self.bytes = message_bytes(scenario)
         self.now, self.schedule, self.order = 0.0, [], count()
         self.computing, self.last_sent = [None] * self.workers, [None] * self.workers
         self.version, self.batch, self.jobs, self.busy, self.barrier, self.ended = 0, [], [], False, False, False
         self.rows, self.events, self.at_last_update = [], [], (0, 0)
+        self.crashes, self.crashed, self.is_down = cluster.crashes, [0] * self.workers, [False] * self.workers
 
     def run(self):
         for worker in range(self.workers):
             self.send_model(worker)
+        for worker in self.crashes:
+            self.plan_crash(worker)
         while not self.ended:
             if not self.schedule:
-                raise RuntimeError("nothing is under way and nothing can happen")
+                self.stand_still()
             self.now, *_, handler, arguments = heapq.heappop(self.schedule)
             if self.run_settings.time is not None and self.now > self.run_settings.time:
                 return
             handler(*arguments)
 
-    def at(self, time, kind, worker, handler, *arguments):
-        heapq.heappush(self.schedule, (time, *self.rank(kind, worker), next(self.order), handler, arguments))
+    def at(self, time, kind, worker, draw, handler, *arguments):
+        heapq.heappush(self.schedule, (time, *self.rank(kind, worker, draw), next(self.order), handler, arguments))
 
-    def rank(self, kind, worker):
-        return kind, worker
+    def rank(self, kind, worker, draw):
+        return kind, worker, draw
 
     def duration(self, law, worker, draw, purpose, hop=0):
         return law.sample(self.seed, self.replica, worker, draw, size=1, purpose=purpose, index=hop)[0]
@@ -96,8 +102,8 @@ class Loop:
         gradient.status, gradient.update, gradient.apply_time = status, update, self.now
         self.rows.append(gradient)
 
-    def note(self, kind):
-        self.events.append((self.replica, self.now, -1, kind))
+    def note(self, kind, worker=-1):
+        self.events.append((self.replica, self.now, worker, kind))
 
     # --- links and workers --------------------------------------------------------------------------------------------
 
@@ -105,26 +111,115 @@ class Loop:
         if hop == len(route):
             at_the_end(gradient)
             return
-        link = route[hop]
-        latency = self.duration(self.network.latency, gradient.worker, gradient.draw, purpose, hop)
-        self.free[link] = max(self.now, self.free[link]) + self.occupied
-        self.delivered[link] = max(self.delivered[link], self.free[link] + latency)
+        worker, draw, up = gradient.worker, gradient.draw, purpose == streams.LATENCY_UP
+        time = self.join(route[hop], worker, draw, hop, up)
+        if time is None:
+            self.at(self.given_up, ARRIVE, worker, draw, self.lost, gradient)
+            return
         kind = last_kind if hop == len(route) - 1 else PASS_ON
         rest = (gradient, route, hop + 1, purpose, last_kind, at_the_end)
-        self.at(self.delivered[link], kind, gradient.worker, self.travel, *rest)
+        self.at(time, kind, worker, draw, self.travel, *rest)
+
+    def join(self, link, worker, draw, hop, up):
+        """Return when the message is delivered, or None and leave in `given_up` when the link drops it."""
+        network, passage, address = self.network, self.passages[link], (worker, draw)
+        begin = max(self.now, self.free[link])
+        if up and network.longest_wait is not None and begin > self.now + network.longest_wait:
+            self.given_up = self.now + network.longest_wait
+            return None
+        occupied, bandwidth = 0.0, passage.bandwidth
+        if bandwidth is not None:
+            if not isinstance(bandwidth, float):
+                bandwidth = self.duration(
+                    bandwidth, *address, streams.BANDWIDTH_UP if up else streams.BANDWIDTH_DOWN, hop
+                )
+            occupied = self.bytes[0 if up else 1] / bandwidth
+        sent, failed = self.attempts(passage.loss, *address, streams.LOSS_UP if up else streams.LOSS_DOWN, hop, up)
+        self.free[link] = begin + (sent * occupied + failed * (network.retry_after or 0.0))
+        if failed == sent:
+            self.given_up = self.free[link]
+            return None
+        latency = self.duration(passage.latency, *address, streams.LATENCY_UP if up else streams.LATENCY_DOWN, hop)
+        self.delivered[link] = max(self.delivered[link], self.free[link] + latency)
+        return self.delivered[link]
+
+    def attempts(self, loss, worker, draw, purpose, hop, up):
+        """Return how often the message is sent, and how many of these attempts fail."""
+        uniform = streams.uniforms(self.seed, self.replica, worker, draw, purpose, hop + 1)[hop]
+        failed = math.floor(math.log(uniform) / math.log(loss)) if loss else 0
+        most = self.network.retries
+        return (most + 1, most + 1) if up and most is not None and failed > most else (failed + 1, failed)
 
     def model_received(self, gradient):
         worker = gradient.worker
+        if self.is_down[worker]:
+            self.settle(gradient, LOST)
+            self.end_barrier()
+            return
         if self.computing[worker] is not None:
             self.settle(self.computing[worker], CANCELLED)
         self.computing[worker], gradient.start_time = gradient, self.now
-        time = self.duration(self.laws[worker], worker, gradient.draw, streams.SERVICE)
-        self.at(self.now + time, COMPUTED, worker, self.computed, gradient)
+        first = gradient.draw * self.steps
+        draws = range(first, first + self.steps)
+        time = sum(self.duration(self.laws[worker], worker, draw, streams.SERVICE) for draw in draws)
+        self.at(self.now + time, COMPUTED, worker, gradient.draw, self.computed, gradient)
 
     def computed(self, gradient):
         if self.computing[gradient.worker] is gradient:  # else it was cancelled
             self.computing[gradient.worker], gradient.done_time = None, self.now
             self.travel(gradient, self.up[gradient.worker], 0, streams.LATENCY_UP, ARRIVE, self.arrived)
+
+    # --- losses and crashes -------------------------------------------------------------------------------------------
+
+    def lost(self, gradient):
+        self.settle(gradient, LOST)
+        self.end_barrier()
+        self.make_up(gradient)
+
+    def make_up(self, gradient):
+        update_comes = self.send_to == "everyone" and (self.jobs or self.busy)
+        if not self.barrier and not update_comes and self.last_sent[gradient.worker] is gradient:
+            self.send_model(gradient.worker)
+
+    def span(self, worker, mean, index):
+        law = Exponential(mean=mean)
+        return self.duration(law, worker, self.crashed[worker], streams.CRASH, index)
+
+    def plan_crash(self, worker):
+        time = self.now + self.span(worker, self.crashes[worker].mean_up, 0)
+        self.at(time, CRASHED, worker, 0, self.crash, worker)
+
+    def crash(self, worker):
+        self.note("crash", worker)
+        self.is_down[worker] = True
+        gradient, self.computing[worker] = self.computing[worker], None
+        if gradient is not None:
+            self.settle(gradient, LOST)
+            self.end_barrier()
+        if self.crashes[worker].mean_down is not None:
+            time = self.now + self.span(worker, self.crashes[worker].mean_down, 1)
+            self.at(time, RETURNED, worker, 0, self.come_back, worker)
+        self.must_go_on()
+
+    def come_back(self, worker):
+        self.note("return", worker)
+        self.is_down[worker] = False
+        self.crashed[worker] += 1
+        if self.last_sent[worker].status == LOST:
+            self.make_up(self.last_sent[worker])
+        self.plan_crash(worker)
+        self.must_go_on()
+
+    def must_go_on(self):
+        """Crashes and returns alone are no progress."""
+        returning = [w for w, crash in self.crashes.items() if self.is_down[w] and crash.mean_down is not None]
+        sent_then = [w for w in returning if self.last_sent[w].status == LOST]
+        if not (sent_then or self.jobs or self.busy) and all(map(self.is_back, range(self.workers))):
+            self.stand_still()
+
+    def stand_still(self):
+        for_good = [w for w, crash in self.crashes.items() if self.is_down[w] and crash.mean_down is None]
+        raise stands_still(self.replica, self.version, for_good)
 
     # --- the server ---------------------------------------------------------------------------------------------------
 
@@ -134,7 +229,8 @@ class Loop:
         self.travel(gradient, self.down[worker], 0, streams.LATENCY_DOWN, RECEIVED, self.model_received)
 
     def is_back(self, worker):
-        return not math.isnan(self.last_sent[worker].arrive_time)
+        """Say whether what was last sent to the worker has come back, or is lost."""
+        return self.last_sent[worker].status == LOST or not math.isnan(self.last_sent[worker].arrive_time)
 
     def arrived(self, gradient):
         gradient.arrive_time = self.now
@@ -168,7 +264,7 @@ class Loop:
             self.apply(job)
         else:
             time = self.duration(self.server.service, -1, self.version, streams.SERVER)
-            self.at(self.now + time, APPLY, -1, self.apply, job)
+            self.at(self.now + time, APPLY, -1, 0, self.apply, job)
 
     def apply(self, job):
         self.busy = False
@@ -209,7 +305,7 @@ class Loop:
         self.end_barrier()
 
     def end_barrier(self):
-        if all(self.is_back(worker) for worker in range(self.workers)):
+        if self.barrier and all(self.is_back(worker) for worker in range(self.workers)):
             self.barrier = False
             self.note("barrier")
             for worker in range(self.workers):
@@ -236,7 +332,10 @@ class Loop:
 
 
 def message_bytes(scenario):
-    return 8 if scenario.problem is None else 8 * scenario.problem.dimension
+    """Return the bytes of a message up and of one down."""
+    if hasattr(scenario.method, "message_bytes"):
+        return scenario.method.message_bytes(scenario.problem, scenario.workers)
+    return (8, 8) if scenario.problem is None else (8 * scenario.problem.dimension,) * 2
 
 
 def reference_trace(scenario, replicas=None, on_update=None, loop=Loop) -> Trace:
@@ -250,10 +349,8 @@ def reference_trace(scenario, replicas=None, on_update=None, loop=Loop) -> Trace
     columns |= {name: np.array([getattr(g, name) for g in rows], float) for name in TIMES}
     if scenario.cluster.network is not None:
         sent = ~np.isnan(columns["done_time"])
-        columns |= {
-            "bytes_up": sent * message_bytes(scenario),
-            "bytes_down": np.full(len(rows), message_bytes(scenario)),
-        }
+        up, down = message_bytes(scenario)
+        columns |= {"bytes_up": sent * up, "bytes_down": np.full(len(rows), down)}
     events = [event for run in runs for event in run.events[: run.at_last_update[1]]]
     updates = [run.version for run in runs]
     return Trace(

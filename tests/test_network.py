@@ -80,7 +80,7 @@ def test_a_random_graph_is_always_the_same_and_leaves_global_generators_alone():
     ("fields", "message"),
     [
         ({"edges": [["s", "a"], ["b", "c"]], "server": "s"}, "disconnected: worker 1 .node 'b'. cannot reach"),
-        ({"topology": "moebius_graph"}, "unknown topology 'moebius_graph'.*allowed: star, ring"),
+        ({"topology": "moebius_graph"}, "unknown topology 'moebius_graph'.*allowed: star, switch, ring"),
         ({"topology": "rign"}, r"unknown topology 'rign' \(did you mean 'ring'\?\)"),
         ({"topology": "path", "server": 17}, "server's node 17 is not in the network"),
         ({"topology": "path", "workers": [1, 2, 99]}, "worker 2's node 99 is not in the network"),

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asyncsim.problems.base import complete
 from asyncsim.scenario import MAX_UPDATES, Scenario, ScenarioError
+from asyncsim.spec import dotted
 
 if TYPE_CHECKING:
     from asyncsim.sources.simpy_model import OnUpdate
@@ -112,10 +114,7 @@ def only_in_python(scenario: Scenario) -> str | None:
     """Return the law of a scenario that only Python can draw from, by its place; None if there is none."""
     cluster = scenario.cluster
     assert cluster is not None
-    laws = [(f"cluster.workers[{place}].service", group.service) for place, group in enumerate(cluster.workers)]
-    laws.append(("cluster.server.service", cluster.server.service))
-    if cluster.network is not None:
-        laws.append(("cluster.network.latency", cluster.network.latency))
+    laws = ((dotted(("cluster", *where)), law) for where, law in cluster.laws_by_place())
     return next((name for name, law in laws if law.table is None), None)
 
 
@@ -134,11 +133,18 @@ def choose_engine(scenario: Scenario, engine: str | None = None) -> str:
     return "simpy" if asked == "simpy" or cannot is not None else "compiled"
 
 
-def _message_bytes(scenario: Scenario) -> int:
-    return BYTES_PER_COORDINATE * (1 if scenario.problem is None else scenario.problem.dimension)
+def _message_bytes(scenario: Scenario) -> tuple[int, int]:
+    """Return the bytes of a message (to the server, to a worker): what the method says, or 8 for each coordinate."""
+    if scenario.problem is None:
+        return BYTES_PER_COORDINATE, BYTES_PER_COORDINATE
+    told = getattr(scenario.method, "message_bytes", None)
+    if told is None:
+        return (BYTES_PER_COORDINATE * scenario.problem.dimension,) * 2
+    up, down = told(complete(scenario.problem), scenario.workers)
+    return int(up), int(down)
 
 
-def _bytes_on_wire(scenario: Scenario) -> int | None:
+def _bytes_on_wire(scenario: Scenario) -> tuple[int, int] | None:
     assert scenario.cluster is not None
     return None if scenario.cluster.network is None else _message_bytes(scenario)
 

@@ -13,203 +13,62 @@ messages and updates take no time and every gradient is used at once, all that f
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, NamedTuple
-
 import numpy as np
 
-from asyncsim.compiling import njit
 from asyncsim.durations import EXPONENTIAL
-from asyncsim.sampler import duration, durations
-from asyncsim.streams import LATENCY_DOWN, LATENCY_UP, SERVER, SERVICE
-from asyncsim.trace import APPLIED, ARRIVE, CANCELLED, COMPUTED, DISCARDED, HOP, RECEIVE
-
-# The loop only reads and writes arrays that its caller holds, so it can do without numba's reference counts, which
-# would take a third of its time. (`_nrt` is numba's own switch for that.)
-compiled = njit(_nrt=False)
-# What it calls is compiled into it: a call would hand over all numbers that describe each array.
-inlined: Any = partial(njit, _nrt=False, forceinline=True)
-
-# Why the loop returned.
-OVER, UPDATED, GROW, STILL = range(4)
-# Where it goes on when called again.
-START, NEXT_EVENT, AFTER_APPLY = range(3)
-# What `on_update` asked for.
-GO, BARRIER, STOP = range(3)
-# Whom an update is sent to.
-CONTRIBUTORS, LAST, EVERYONE = range(3)
-
-# Draws of a worker whose exponential durations are made at once; a power of two.
-AHEAD = 8
-PURPOSES = 1 + max(SERVICE, SERVER, LATENCY_UP, LATENCY_DOWN)
-
-# Places in the vector of counters.
-(
-    VERSION,
-    ROWS,
-    HEAP,
-    TOP_EMPTY,
-    FREE,
-    HEAD,
-    PENDING,
-    JOBS,
-    UNDER_WAY,
+from asyncsim.sampler import attempts, duration, durations
+from asyncsim.sources.event_heap import fill_top, push
+from asyncsim.sources.loop_state import (
+    AFTER_APPLY,
+    AHEAD,
+    APPLIES_AT,
     AT_BARRIER,
-    BARRIERS,
+    BARRIER,
+    BARRIER_LEFT,
+    COUNTED,
+    EVERYONE,
+    FREE,
+    GO,
+    GONE,
+    GROW,
+    HEAD,
+    HEAP,
+    JOBS,
+    KIND_BIT,
+    LAST,
+    MASK,
+    NEXT_EVENT,
+    NOTED,
+    NOW,
+    OVER,
+    PENDING,
     PHASE,
+    ROWS,
     SERVER_BUSY,
-    COUNTERS,
-) = range(14)
-# Places in the vector of times.
-NOW, BARRIER_LEFT, APPLIES_AT, CLOCKS = range(4)
-
-# What the column `update` holds while a gradient waits for its update. One that is not used holds −2 − version until
-# the end: it counts only if another update follows.
-WAITING = -(2**62)
-
-#: One event of the heap. Its key orders simultaneous events, by kind and then worker, and holds its gradient's slot.
-EVENT = np.dtype([("time", "f8"), ("key", "i8")])
-_WORKER, _KIND = 30, 60  # bits of the key from which on they stand
-_MASK = (1 << _WORKER) - 1
-
-#: One gradient on its way. `hop` counts links up 0, 1, … and down −1, −2, …; a cancelled one has `version` −1.
-GRADIENT = np.dtype(
-    [
-        ("worker", "i8"),
-        ("draw", "i8"),
-        ("version", "i8"),
-        ("hop", "i8"),
-        ("read", "f8"),
-        ("start", "f8"),
-        ("done", "f8"),
-    ]
+    START,
+    STILL,
+    STOP,
+    TOP_EMPTY,
+    UNDER_WAY,
+    UPDATED,
+    VERSION,
+    WAITING,
+    WORKER_BIT,
+    compiled,
+    inlined,
 )
-
-
-class Cluster(NamedTuple):
-    """What does not change while a replica runs."""
-
-    workers: int
-    laws: np.ndarray  # encoded laws, one after another
-    law_of: np.ndarray  # where each worker's law begins
-    server_law: np.ndarray
-    server_takes_time: bool
-    batch: int
-    limit: int  # largest staleness that is accepted
-    goes_on: bool
-    sends_to: int
-    cancels: bool
-    replies_before: bool
-    has_network: bool
-    up: np.ndarray  # links of all ways up, one way after another
-    up_of: np.ndarray  # where each worker's way up begins; one longer than there are workers
-    own_link: np.ndarray  # whether a worker's first link up is used by it alone
-    down: np.ndarray
-    down_of: np.ndarray
-    never_stops: bool  # no policy sends a model to a worker that computes
-    occupied: float  # time that a message occupies a link
-    latency_law: np.ndarray
-    last_update: int
-    last_time: float
-    reports: bool  # return after every update
-
-
-class Memory(NamedTuple):
-    """What changes: counters, clocks, the heap of events, gradients on their way, links, workers, rows that wait."""
-
-    counter: np.ndarray
-    clock: np.ndarray
-    heap: np.ndarray
-    free_slot: np.ndarray
-    gradients: np.ndarray  # by slot
-    link_free: np.ndarray
-    link_delivered: np.ndarray
-    last_draw: np.ndarray
-    last_version: np.ndarray
-    under_way: np.ndarray
-    computing: np.ndarray  # the slot that a worker computes, −1 if idle
-    to_send: np.ndarray  # the workers that this handler sends the model to
-    pending: np.ndarray  # ring of the rows that wait for their update
-    ahead: np.ndarray  # (purpose, worker, draw mod AHEAD): durations made ahead; the server is worker −1, the last one
-    ahead_until: np.ndarray  # (purpose, worker): the draw after those made ahead, 0 for none
-
-
-class Columns(NamedTuple):
-    """The rows written so far, in order of arrival."""
-
-    worker: np.ndarray
-    draw: np.ndarray
-    read_version: np.ndarray
-    update: np.ndarray
-    status: np.ndarray
-    read_time: np.ndarray
-    start_time: np.ndarray
-    done_time: np.ndarray
-    arrive_time: np.ndarray
-    apply_time: np.ndarray
-
-
-@inlined
-def _tie(key, other, gradients):  # type: ignore[no-untyped-def]
-    """Say whether the event of `key` comes before an `other` of the same time: by kind and worker, then draw."""
-    if key >> _WORKER != other >> _WORKER:
-        return key < other
-    return gradients[key & _MASK].draw < gradients[other & _MASK].draw
-
-
-@inlined
-def _sift_down(counter, heap, gradients, time, key):  # type: ignore[no-untyped-def]
-    """Put an event at the top of the heap, where each has four below it, and sink it to its place."""
-    size = counter[HEAP]
-    place = 0
-    while True:
-        child = 4 * place + 1
-        if child >= size:
-            break
-        first, earliest = child, heap[child].time
-        for other in range(child + 1, min(child + 4, size)):
-            candidate = heap[other].time
-            if candidate == earliest:
-                if _tie(heap[other].key, heap[first].key, gradients):
-                    first = other
-            else:  # without a branch, which would be guessed wrong every other time
-                first = other if candidate < earliest else first
-                earliest = min(earliest, candidate)
-        if earliest > time or (earliest == time and not _tie(heap[first].key, key, gradients)):
-            break
-        heap[place].time, heap[place].key = earliest, heap[first].key
-        place = first
-    heap[place].time, heap[place].key = time, key
-
-
-@inlined
-def _push(counter, heap, gradients, time, kind, worker, slot):  # type: ignore[no-untyped-def]
-    """Schedule an event; it takes the place of the one that was taken last, if that is still empty."""
-    key = (kind << _KIND) | (worker << _WORKER) | slot
-    if counter[TOP_EMPTY]:
-        counter[TOP_EMPTY] = 0
-        _sift_down(counter, heap, gradients, time, key)
-        return
-    place = counter[HEAP]
-    counter[HEAP] += 1
-    while place > 0:
-        parent = (place - 1) >> 2
-        before = heap[parent].time
-        if before < time or (before == time and _tie(heap[parent].key, key, gradients)):
-            break
-        heap[place].time, heap[place].key = before, heap[parent].key
-        place = parent
-    heap[place].time, heap[place].key = time, key
-
-
-@inlined
-def _fill_top(counter, heap, gradients):  # type: ignore[no-untyped-def]
-    """Close the gap that the event taken last has left."""
-    counter[TOP_EMPTY] = 0
-    counter[HEAP] -= 1
-    last = counter[HEAP]
-    if last > 0:
-        _sift_down(counter, heap, gradients, heap[last].time, heap[last].key)
+from asyncsim.streams import (
+    BANDWIDTH_DOWN,
+    BANDWIDTH_UP,
+    LATENCY_DOWN,
+    LATENCY_UP,
+    LOSS_DOWN,
+    LOSS_UP,
+    SERVER,
+    SERVICE,
+)
+from asyncsim.streams import CRASH as CRASH_TIMES
+from asyncsim.trace import APPLIED, ARRIVE, CANCELLED, COMPUTED, CRASH, DISCARDED, HOP, LOST, RECEIVE, RETURN
 
 
 # One signature, so that numba compiles it once and not for every constant argument.
@@ -225,9 +84,83 @@ def _duration(ahead, ahead_until, law, place, seed, replica, worker, draw, purpo
     return ahead[purpose, worker, draw - first]
 
 
+@inlined
+def _service(ahead, ahead_until, laws, place, steps, seed, replica, worker, draw):  # type: ignore[no-untyped-def]
+    """Return the service time of a gradient: its steps' times, added up in order."""
+    time = 0.0
+    for step in range(draw * steps, draw * steps + steps):
+        time += _duration(ahead, ahead_until, laws, place, seed, replica, worker, step, SERVICE, 0)
+    return time
+
+
+@inlined
+def _join(particulars, memory, now, link, up, seed, replica, worker, draw, hop):  # type: ignore[no-untyped-def]
+    """Have a message join a link; return when it is delivered, or given up, and whether it is delivered.
+
+    As `Crossing.join` of the SimPy model has it.
+    """
+    link_free, link_delivered, laws = memory.link_free, memory.link_delivered, particulars.laws
+    begin = max(now, link_free[link])
+    if up and begin > now + particulars.longest_wait:
+        return now + particulars.longest_wait, False
+    occupied = 0.0
+    if particulars.bandwidth_of[link] >= 0:
+        purpose = BANDWIDTH_UP if up else BANDWIDTH_DOWN
+        bandwidth = duration(laws, particulars.bandwidth_of[link], seed, replica, worker, draw, purpose, hop)
+        occupied = (particulars.bytes_up if up else particulars.bytes_down) / bandwidth
+    sent, unanswered = 1, 0
+    if particulars.loss[link] > 0.0:
+        sent = attempts(particulars.loss[link], seed, replica, worker, draw, LOSS_UP if up else LOSS_DOWN, hop)
+        unanswered = sent - 1
+        if up and sent > particulars.most_attempts:
+            sent = unanswered = particulars.most_attempts
+    link_free[link] = begin + (sent * occupied + unanswered * particulars.retry_after)
+    if sent == unanswered:
+        return link_free[link], False
+    purpose = LATENCY_UP if up else LATENCY_DOWN
+    law = particulars.latency_of[link]
+    latency = _duration(memory.ahead, memory.ahead_until, laws, law, seed, replica, worker, draw, purpose, hop)
+    link_delivered[link] = max(link_delivered[link], link_free[link] + latency)
+    return link_delivered[link], True
+
+
+@inlined
+def _lose(memory, columns, slot, now):  # type: ignore[no-untyped-def]
+    """Write the row of a gradient that is lost now; return whether a barrier is over thereby."""
+    counter, g = memory.counter, memory.gradients[slot]
+    row = counter[ROWS]
+    counter[ROWS] += 1
+    columns.worker[row], columns.draw[row], columns.read_version[row] = g.worker, g.draw, g.version
+    columns.update[row], columns.status[row] = -2 - counter[VERSION], LOST
+    columns.read_time[row], columns.start_time[row], columns.done_time[row] = g.read, g.start, g.done
+    columns.arrive_time[row], columns.apply_time[row] = np.nan, now
+    if g.draw == memory.last_draw[g.worker]:
+        memory.under_way[g.worker] = False
+        counter[UNDER_WAY] -= 1
+        memory.owed[g.worker] = True
+    return counter[AT_BARRIER] == 1 and counter[UNDER_WAY] == 0
+
+
+@inlined
+def _note(memory, now, worker, kind):  # type: ignore[no-untyped-def]
+    """Note an event for the trace."""
+    note = memory.noted[memory.counter[NOTED]]
+    note.time, note.worker, note.kind = now, worker, kind
+    memory.counter[NOTED] += 1
+
+
+@inlined
+def _nobody_returns(particulars, memory):  # type: ignore[no-untyped-def]
+    """Say whether no worker will be sent the model when it returns."""
+    for worker in range(memory.down.size):
+        if memory.down[worker] and memory.owed[worker] and particulars.laws[particulars.crash_of[worker] + 3] < np.inf:
+            return False
+    return True
+
+
 @compiled
-def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[no-untyped-def]
-    """Run the replica on; return why it stopped: OVER, UPDATED, GROW or STILL."""
+def advance(cluster, particulars, memory, columns, seed, replica, request):  # type: ignore[no-untyped-def]
+    """Run the replica on; return why it stopped: OVER, UPDATED, GROW or STILL. `particulars` may be None."""
     (
         workers,
         laws,
@@ -247,8 +180,10 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
         down,
         down_of,
         never_stops,
-        occupied,
-        latency_law,
+        occupied_up,
+        occupied_down,
+        latency_laws,
+        latency_down,
         last_update,
         last_time,
         reports,
@@ -269,6 +204,10 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
         pending,
         ahead,
         ahead_until,
+        noted,
+        down_now,
+        crashes,
+        owed,
     ) = memory
     (c_worker, c_draw, c_version, c_update, c_status, c_read, c_start, c_done, c_arrive, c_apply) = columns
     mask = pending.size - 1
@@ -282,6 +221,8 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
     applies = False
     instant = not (has_network or server_takes_time or replies_before) and never_stops and batch == 1
     at_once = instant and limit >= last_update and not reports
+    if particulars is not None:
+        at_once = False
     after_apply = counter[PHASE] == AFTER_APPLY
     to_all = counter[PHASE] == START
     counter[PHASE] = NEXT_EVENT
@@ -293,27 +234,46 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
             if hop >= 0:
                 index, place, end = hop, up_of[worker] + hop, up_of[worker + 1]
                 link, purpose, kind = up[place], LATENCY_UP, ARRIVE
+                law, occupied = 0, occupied_up
                 g.hop = hop + 1
             else:
                 index = -1 - hop
                 place, end = down_of[worker] + index, down_of[worker + 1]
                 link, purpose, kind = down[place], LATENCY_DOWN, RECEIVE
+                law, occupied = latency_down, occupied_down
                 g.hop = hop - 1
             if place + 1 < end:
                 kind = HOP
-            link_free[link] = max(now, link_free[link]) + occupied
-            latency = _duration(ahead, ahead_until, latency_law, 0, seed, replica, worker, g.draw, purpose, index)
-            link_delivered[link] = max(link_delivered[link], link_free[link] + latency)
-            if kind == RECEIVE and never_stops and link_delivered[link] > now:
-                received, start = moving, link_delivered[link]
+            if particulars is not None:
+                time, delivered = _join(
+                    particulars, memory, now, link, purpose == LATENCY_UP, seed, replica, worker, g.draw, index
+                )
+                if not delivered:
+                    g.hop, kind = GONE, ARRIVE
             else:
-                _push(counter, heap, gradients, link_delivered[link], kind, worker, moving)
+                link_free[link] = max(now, link_free[link]) + occupied
+                latency = _duration(
+                    ahead, ahead_until, latency_laws, law, seed, replica, worker, g.draw, purpose, index
+                )
+                link_delivered[link] = max(link_delivered[link], link_free[link] + latency)
+                time = link_delivered[link]
+            if kind == RECEIVE and never_stops and time > now:
+                received, start = moving, time
+            else:
+                push(counter, heap, gradients, time, kind, worker, moving)
             moving = -1
 
         # A model has reached its worker: a gradient under way there is cancelled, and a new one starts.
         if received >= 0:
             g = gradients[received]
             worker = g.worker
+            if particulars is not None and down_now[worker]:
+                g.start = g.done = np.nan
+                to_all = _lose(memory, columns, received, now)
+                free_slot[counter[FREE]] = received
+                counter[FREE] += 1
+                received = -1
+                continue
             old = computing[worker]
             if old >= 0:
                 row = counter[ROWS]
@@ -325,17 +285,22 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
                 c_arrive[row], c_apply[row] = np.nan, now
                 o.version = -1  # its event will release the slot
             g.start = start
-            done = start + _duration(
-                ahead, ahead_until, laws, law_of[worker], seed, replica, worker, g.draw, SERVICE, 0
-            )
+            if particulars is not None:
+                done = start + _service(
+                    ahead, ahead_until, laws, law_of[worker], particulars.steps, seed, replica, worker, g.draw
+                )
+            else:
+                done = start + _duration(
+                    ahead, ahead_until, laws, law_of[worker], seed, replica, worker, g.draw, SERVICE, 0
+                )
             time, kind = done, COMPUTED
             computing[worker] = received
             if never_stops and own_link[worker]:
                 # Nobody else uses the first link up, so the passage of the result is known before it is sent.
                 place = up_of[worker]
                 link = up[place]
-                free = max(done, link_free[link]) + occupied
-                latency = _duration(ahead, ahead_until, latency_law, 0, seed, replica, worker, g.draw, LATENCY_UP, 0)
+                free = max(done, link_free[link]) + occupied_up
+                latency = _duration(ahead, ahead_until, latency_laws, 0, seed, replica, worker, g.draw, LATENCY_UP, 0)
                 delivered = max(link_delivered[link], free + latency)
                 if delivered > done:
                     computing[worker] = -1
@@ -346,7 +311,7 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
                 # A gradient that takes no time must wait for its turn among the events of that moment.
                 computing[worker] = -1
                 kind = RECEIVE
-            _push(counter, heap, gradients, time, kind, worker, received)
+            push(counter, heap, gradients, time, kind, worker, received)
             received = -1
 
         # The server sends the current version to the next worker that it is for.
@@ -363,6 +328,8 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
             g = gradients[slot]
             g.worker, g.draw, g.version, g.hop = worker, last_draw[worker], counter[VERSION], -1
             g.read = now
+            if particulars is not None:
+                owed[worker] = False
             if has_network and down_of[worker] < down_of[worker + 1]:
                 moving = slot
             else:
@@ -374,8 +341,7 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
             to_all = False
             if counter[AT_BARRIER]:
                 counter[AT_BARRIER] = 0
-                counter[BARRIERS] += 1
-                clock[BARRIER_LEFT] = now
+                _note(memory, now, -1, BARRIER_LEFT)
             sending = workers
             for worker in range(workers):
                 to_send[worker] = worker
@@ -391,7 +357,10 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
             counter[PENDING] -= batch
             counter[JOBS] -= 1
             counter[VERSION] += 1
+            if particulars is not None:
+                counter[COUNTED] = counter[NOTED]
             if reports:
+                counter[COUNTED] = counter[NOTED]
                 counter[PHASE] = AFTER_APPLY
                 return UPDATED
             after_apply = True
@@ -433,13 +402,15 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
 
         # The next event.
         if counter[TOP_EMPTY]:
-            _fill_top(counter, heap, gradients)
+            fill_top(counter, heap, gradients)
         if (
             counter[FREE] < room
             or heap.size - counter[HEAP] < room
             or c_worker.size - counter[ROWS] < room
             or pending.size - counter[PENDING] < 2 * batch + 2
         ):
+            return GROW
+        if particulars is not None and noted.size - counter[NOTED] < 2:
             return GROW
         if counter[SERVER_BUSY] and (counter[HEAP] == 0 or clock[APPLIES_AT] <= heap[0].time):
             if clock[APPLIES_AT] > last_time:
@@ -455,8 +426,46 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
             return OVER
         now = heap[0].time
         clock[NOW] = now
-        kind, worker, slot = heap[0].key >> _KIND, heap[0].key >> _WORKER & _MASK, heap[0].key & _MASK
+        kind, worker, slot = heap[0].key >> KIND_BIT, heap[0].key >> WORKER_BIT & MASK, heap[0].key & MASK
         counter[TOP_EMPTY] = 1
+        if particulars is not None:
+            if kind == CRASH:
+                _note(memory, now, worker, kind)
+                down_now[worker] = True
+                slot = computing[worker]
+                if slot >= 0:
+                    gradients[slot].done = np.nan
+                    to_all = _lose(memory, columns, slot, now)
+                    gradients[slot].version = -1  # its event will release the slot
+                    computing[worker] = -1
+                place = particulars.crash_of[worker] + 2
+                if particulars.laws[place + 1] < np.inf:
+                    time = now + duration(
+                        particulars.laws, place, seed, replica, worker, crashes[worker], CRASH_TIMES, 1
+                    )
+                    push(counter, heap, gradients, time, RETURN, worker, 0)
+            elif kind == RETURN:
+                _note(memory, now, worker, kind)
+                down_now[worker] = False
+                crashes[worker] += 1
+                place = particulars.crash_of[worker]
+                time = now + duration(particulars.laws, place, seed, replica, worker, crashes[worker], CRASH_TIMES, 0)
+                push(counter, heap, gradients, time, CRASH, worker, 0)
+                if owed[worker] and not counter[AT_BARRIER] and (sends_to != EVERYONE or counter[JOBS] == 0):
+                    to_send[0], sending = worker, 1
+            elif kind == ARRIVE and gradients[slot].hop == GONE:
+                latest = gradients[slot].draw == last_draw[worker]
+                to_all = _lose(memory, columns, slot, now)
+                free_slot[counter[FREE]] = slot
+                counter[FREE] += 1
+                if latest and not counter[AT_BARRIER] and (sends_to != EVERYONE or counter[JOBS] == 0):
+                    to_send[0], sending = worker, 1
+                continue
+            if kind >= CRASH:
+                idle = counter[UNDER_WAY] == 0 and counter[JOBS] == 0 and sending == 0 and not to_all
+                if idle and _nobody_returns(particulars, memory):
+                    return STILL
+                continue
         if kind == COMPUTED:
             g = gradients[slot]
             if at_once and counter[VERSION] + 1 < last_update:
@@ -472,7 +481,7 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
                 done = now + _duration(
                     ahead, ahead_until, laws, law_of[worker], seed, replica, worker, g.draw, SERVICE, 0
                 )
-                _push(counter, heap, gradients, done, kind, worker, slot)
+                push(counter, heap, gradients, done, kind, worker, slot)
                 continue
             if g.version < 0:
                 free_slot[counter[FREE]] = slot
@@ -528,82 +537,3 @@ def advance(cluster, memory, columns, seed, replica, request):  # type: ignore[n
                     for place in range(end - 1 if sends_to == LAST else end - batch, end):
                         to_send[sending] = c_worker[pending[place & mask]]
                         sending += 1
-
-
-@njit
-def _unsettled_draws(memory, columns, version):  # type: ignore[no-untyped-def]
-    """Return each worker's first draw whose fate is not settled by update `version` − 1; 2**62 if there is none."""
-    counter = memory.counter
-    unsettled = np.full(memory.last_draw.size, 2**62)
-    for place in range(counter[TOP_EMPTY], counter[HEAP]):
-        g = memory.gradients[memory.heap[place].key & _MASK]
-        if g.version >= 0:
-            unsettled[g.worker] = min(unsettled[g.worker], g.draw)
-    for row in range(counter[ROWS]):
-        update = columns.update[row]
-        if update == WAITING or update == -2 - version:
-            worker = columns.worker[row]
-            unsettled[worker] = min(unsettled[worker], columns.draw[row])
-    return unsettled
-
-
-@njit
-def final_rows(memory, columns):  # type: ignore[no-untyped-def]
-    """Return how many rows at the beginning are as they will be at the end, and earlier than all others to come."""
-    unsettled = _unsettled_draws(memory, columns, memory.counter[VERSION])
-    final = 0
-    for row in range(memory.counter[ROWS]):
-        if row > 0 and _settled_at(columns, row - 1) < _settled_at(columns, row):
-            final = row
-        if columns.draw[row] >= unsettled[columns.worker[row]]:
-            break
-    return final
-
-
-@njit
-def settle(memory, columns, version):  # type: ignore[no-untyped-def]
-    """Close a replica that ends with `version` updates: drop rows that do not count; return (rows, whether in order).
-
-    Dropped are gradients that wait for an update, those settled after the last one, and those settled while an earlier
-    draw of the same worker was not.
-    """
-    rows = memory.counter[ROWS]
-    unsettled = _unsettled_draws(memory, columns, version)
-    kept = 0
-    in_order = True
-    for row in range(rows):
-        if columns.draw[row] >= unsettled[columns.worker[row]]:
-            continue
-        if kept < row:
-            columns.worker[kept], columns.draw[kept] = columns.worker[row], columns.draw[row]
-            columns.read_version[kept], columns.update[kept] = columns.read_version[row], columns.update[row]
-            columns.status[kept], columns.read_time[kept] = columns.status[row], columns.read_time[row]
-            columns.start_time[kept], columns.done_time[kept] = columns.start_time[row], columns.done_time[row]
-            columns.arrive_time[kept], columns.apply_time[kept] = columns.arrive_time[row], columns.apply_time[row]
-        if columns.update[kept] < 0:
-            columns.update[kept] = -1
-        if kept > 0:
-            in_order = in_order and _settled_at(columns, kept - 1) < _settled_at(columns, kept)
-        kept += 1
-    return kept, in_order
-
-
-@njit
-def _settled_at(columns, row):  # type: ignore[no-untyped-def]
-    """Return the time that orders a row: of its arrival, or of its end if it never arrived."""
-    time = columns.arrive_time[row]
-    return columns.apply_time[row] if np.isnan(time) else time
-
-
-@njit
-def oldest_read(memory, columns):  # type: ignore[no-untyped-def]
-    """Return the oldest version that a gradient under way or waiting was read at; the current one if there is none."""
-    counter = memory.counter
-    oldest = counter[VERSION]
-    for worker in range(memory.last_version.size):
-        if memory.under_way[worker]:
-            oldest = min(oldest, memory.last_version[worker])
-    mask = memory.pending.size - 1
-    for place in range(counter[HEAD], counter[HEAD] + counter[PENDING]):
-        oldest = min(oldest, columns.read_version[memory.pending[place & mask]])
-    return oldest

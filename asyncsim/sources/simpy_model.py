@@ -11,30 +11,34 @@ from collections import deque
 from collections.abc import Callable, Generator
 from functools import partial
 from heapq import heappush
+from itertools import count
 from typing import Any
 
 import numpy as np
 import simpy
 
 from asyncsim import streams
-from asyncsim.durations import Constant, Law, SimulationError
-from asyncsim.network import Network
-from asyncsim.scenario import Scenario
-from asyncsim.sources.table import SettledGradients, TraceParts
+from asyncsim.durations import Constant, Exponential, Law, SimulationError
+from asyncsim.network import Network, Passage
+from asyncsim.scenario import Cluster, Crash, Scenario
+from asyncsim.sources.table import SettledGradients, TraceParts, stands_still
 from asyncsim.trace import (
     APPLIED,
     APPLY,
     ARRIVE,
     CANCELLED,
     COMPUTED,
+    CRASH,
     DISCARDED,
     HOP,
+    LOST,
     RECEIVE,
+    RETURN,
     UpdateRows,
 )
 
 OnUpdate = Callable[[UpdateRows], str]
-NAN = float("nan")
+NAN, INFINITY = float("nan"), float("inf")
 
 
 class Environment(simpy.Environment):
@@ -49,13 +53,13 @@ class Environment(simpy.Environment):
         super().__init__()
         self.workers = workers
 
-    def at(self, time: float, kind: int, worker: int) -> simpy.Event:
-        """Return an event that happens at `time`, in the order (kind, worker) among simultaneous ones."""
+    def at(self, time: float, kind: int, worker: int, draw: int = 0) -> simpy.Event:
+        """Return an event that happens at `time`, in the order (kind, worker, draw) among simultaneous ones."""
         event = simpy.Event(self)
         event._ok = True
         event._value = None
         queue: list[Any] = self._queue
-        heappush(queue, (time, 2 + kind * self.workers + worker, next(self._eid), event))
+        heappush(queue, (time, 2 + kind * self.workers + worker, (draw, next(self._eid)), event))
         return event
 
 
@@ -85,6 +89,36 @@ class Gradient:
         self.status = APPLIED
 
 
+class AddressedDurations:
+    """The durations of one worker's draws 0, 1, 2, …, fetched from the compiled sampler a block at a time.
+
+    Where a draw takes several `steps`, its duration is the sum of so many of the law's, added up in order.
+    """
+
+    __slots__ = ("block", "first", "index", "law", "purpose", "replica", "seed", "steps", "worker")
+
+    def __init__(self, law: Law, seed: int, replica: int, worker: int, purpose: int, *, index: int = 0, steps: int = 1):
+        self.law, self.steps = law, steps
+        self.seed, self.replica, self.worker = seed, replica, worker
+        self.purpose, self.index = purpose, index
+        self.block = array("d")  # a quarter of what a list of floats would take
+        self.first = 0
+
+    def __call__(self, draw: int) -> float:
+        """Return the duration of this draw. Draws are asked for in increasing order."""
+        place = draw - self.first
+        if place >= len(self.block):
+            self.first, place = draw, 0
+            size = min(max(32, 2 * len(self.block)), 1024)
+            address = (self.seed, self.replica, self.worker, draw * self.steps)
+            each = self.law.sample(*address, size=size * self.steps, purpose=self.purpose, index=self.index)
+            times = each[:: self.steps].copy()
+            for step in range(1, self.steps):
+                times += each[step :: self.steps]
+            self.block = array("d", times.tobytes())
+        return self.block[place]
+
+
 class Link:
     """One direction of a cable: a FIFO queue, known by when it is free and when it last delivered.
 
@@ -97,46 +131,97 @@ class Link:
         self.free = 0.0
         self.delivered = 0.0
 
-    def carry(self, now: float, occupied: float, latency: float) -> float:
-        """Return when a message that joins now is delivered."""
-        self.free = max(now, self.free) + occupied
-        self.delivered = max(self.delivered, self.free + latency)
-        return self.delivered
+
+class Crossing:
+    """A link on a worker's way: what the worker's messages meet there, each at its own address.
+
+    Parameters
+    ----------
+    link, passage
+        The link, and its laws of latency and bandwidth and its loss.
+    address
+        Seed, replica and worker.
+    hop
+        How many links come before it.
+    size
+        Bytes of a message.
+    up
+        Whether messages are gradients, which can be lost: they have so many attempts, and wait so long, as the
+        `network` says.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        passage: Passage,
+        address: tuple[int, int, int],
+        hop: int,
+        size: int,
+        network: Network,
+        *,
+        up: bool,
+    ):
+        self.link, self.loss, self.size, self.bandwidth = link, passage.loss, size, passage.bandwidth
+        self.loss_address = address, (streams.LOSS_UP if up else streams.LOSS_DOWN), hop
+        purpose = streams.LATENCY_UP if up else streams.LATENCY_DOWN
+        self.latency = AddressedDurations(passage.latency, *address, purpose, index=hop)
+        if self.bandwidth is not None and not isinstance(self.bandwidth, float):
+            purpose = streams.BANDWIDTH_UP if up else streams.BANDWIDTH_DOWN
+            self.bandwidths = AddressedDurations(self.bandwidth, *address, purpose, index=hop)
+        self.retry_after = network.retry_after or 0.0
+        self.most_attempts = INFINITY if not up or network.retries is None else network.retries + 1
+        self.longest_wait = INFINITY if not up or network.longest_wait is None else network.longest_wait
+
+    def occupied(self, draw: int) -> float:
+        """Return how long an attempt to send this message occupies the link."""
+        if self.bandwidth is None:
+            return 0.0
+        return self.size / (self.bandwidth if isinstance(self.bandwidth, float) else self.bandwidths(draw))
+
+    def attempts(self, draw: int) -> int:
+        """Return how often this message must be sent until it gets through."""
+        if self.loss == 0.0:
+            return 1
+        from asyncsim.sampler import attempts
+
+        (seed, replica, worker), purpose, hop = self.loss_address
+        return int(attempts(self.loss, np.uint64(seed), replica, worker, draw, purpose, hop))
+
+    def join(self, now: float, draw: int) -> tuple[float, bool]:
+        """Return when a message that joins now is delivered, or given up, and whether it is delivered.
+
+        It waits until the link is free, and is sent as often as it takes. After each attempt but the last, the link
+        waits for an acknowledgement; also after the last, if that fails and there is to be no more.
+        """
+        link = self.link
+        begin = max(now, link.free)
+        if begin > now + self.longest_wait:
+            return now + self.longest_wait, False
+        attempts = self.attempts(draw)
+        delivered = attempts <= self.most_attempts
+        sent, unanswered = (attempts, attempts - 1) if delivered else (self.most_attempts, self.most_attempts)
+        link.free = begin + (sent * self.occupied(draw) + unanswered * self.retry_after)
+        if not delivered:
+            return link.free, False
+        link.delivered = max(link.delivered, link.free + self.latency(draw))
+        return link.delivered, True
 
 
-class AddressedDurations:
-    """The durations of one worker's draws 0, 1, 2, …, fetched from the compiled sampler a block at a time."""
-
-    __slots__ = ("block", "first", "index", "law", "purpose", "replica", "seed", "worker")
-
-    def __init__(self, law: Law, seed: int, replica: int, worker: int, purpose: int, index: int = 0):
-        self.law = law
-        self.seed, self.replica, self.worker = seed, replica, worker
-        self.purpose, self.index = purpose, index
-        self.block = array("d")  # a quarter of what a list of floats would take
-        self.first = 0
-
-    def __call__(self, draw: int) -> float:
-        """Return the duration of this draw. Draws are asked for in increasing order."""
-        place = draw - self.first
-        if place >= len(self.block):
-            self.first, place = draw, 0
-            size = min(max(32, 2 * len(self.block)), 1024)
-            address = (self.seed, self.replica, self.worker, draw)
-            times = self.law.sample(*address, size=size, purpose=self.purpose, index=self.index)
-            self.block = array("d", times.tobytes())
-        return self.block[place]
-
-
-#: The links that a message crosses, in order, with its latencies on them.
-Way = list[tuple[Link, AddressedDurations]]
+#: The links that a message crosses, in order.
+Way = list[Crossing]
 
 
 class ClusterModel:
     """One replica of a scenario's cluster."""
 
     def __init__(
-        self, scenario: Scenario, replica: int, *, message_bytes: int, on_update: OnUpdate | None, parts: TraceParts
+        self,
+        scenario: Scenario,
+        replica: int,
+        *,
+        message_bytes: tuple[int, int],
+        on_update: OnUpdate | None,
+        parts: TraceParts,
     ):
         cluster, policy = scenario.cluster, scenario.policy
         assert cluster is not None
@@ -146,7 +231,7 @@ class ClusterModel:
         self.settled = SettledGradients(parts, replica)
         self.on_update = on_update
         self.last_update = scenario.run.updates
-        self.last_time = float("inf") if scenario.run.time is None else scenario.run.time
+        self.last_time = INFINITY if scenario.run.time is None else scenario.run.time
         self.end = self.env.event()
         self.over = False
 
@@ -162,22 +247,29 @@ class ClusterModel:
         self.at_barrier = False
 
         seed = scenario.seed
+        steps = getattr(scenario.method, "gradients_per_message", 1)
         self.service = [
-            AddressedDurations(law, seed, replica, worker, streams.SERVICE) for worker, law in enumerate(cluster.laws)
+            AddressedDurations(law, seed, replica, worker, streams.SERVICE, steps=steps)
+            for worker, law in enumerate(cluster.laws)
         ]
         self.inbox: list[Gradient | None] = [None] * self.count
         self.idle: list[simpy.Event | None] = [None] * self.count
-        self.computing = [False] * self.count
+        self.computing: list[Gradient | None] = [None] * self.count
 
-        if cluster.network is not None:
-            self.connect(cluster.network, seed, message_bytes)
         self.network = cluster.network
+        if cluster.network is not None:
+            self.connect(cluster, cluster.network, seed, message_bytes)
 
         server_law = cluster.server.service
         self.takes_no_time = isinstance(server_law, Constant) and server_law.value == 0.0
         self.server_service = AddressedDurations(server_law, seed, replica, -1, streams.SERVER)
         self.server_idle: simpy.Event | None = None
 
+        self.down = [False] * self.count
+        self.gone: set[int] = set()
+        self.crashes = cluster.crashes
+        for worker, crash in self.crashes.items():
+            self.env.process(self.crash_and_return(worker, crash, seed))
         self.processes = [self.env.process(self.worker(worker)) for worker in range(self.count)]
         if not self.takes_no_time:
             self.env.process(self.server())
@@ -190,7 +282,7 @@ class ClusterModel:
         except RuntimeError as error:
             if self.end.triggered or isinstance(error, SimulationError):
                 raise
-            raise SimulationError(f"replica {self.replica} stands still at version {self.version}: {error}") from error
+            raise stands_still(self.replica, self.version, self.gone) from error
         self.settled.close(self.version)
         return self.version
 
@@ -207,22 +299,32 @@ class ClusterModel:
                 continue
             self.inbox[me] = None
             gradient.start_time = env.now
-            self.computing[me] = True
+            self.computing[me] = gradient
             try:
-                yield env.at(env.now + service(gradient.draw), COMPUTED, me)
+                yield env.at(env.now + service(gradient.draw), COMPUTED, me, gradient.draw)
             except simpy.Interrupt:
-                self.settle(gradient, CANCELLED)
                 continue
-            self.computing[me] = False
+            self.computing[me] = None
             gradient.done_time = env.now
             if self.network is None:
                 self.arrive(gradient)
             else:
-                self.travel(gradient, self.up[me], ARRIVE, self.arrive)
+                self.travel(gradient, self.ways_up[me], ARRIVE, self.arrive)
+
+    def stop_computing(self, worker: int, status: int) -> None:
+        """Stop the worker's gradient under way, if there is one, and settle it."""
+        gradient, self.computing[worker] = self.computing[worker], None
+        if gradient is not None:
+            self.settle(gradient, status)
+            self.processes[worker].interrupt()
 
     def receive(self, gradient: Gradient, _event: simpy.Event | None = None) -> None:
-        """Take the model for this gradient from the network."""
+        """Take the model for this gradient from the network; it is lost where the worker is down."""
         worker = gradient.worker
+        if self.down[worker]:
+            self.settle(gradient, LOST)
+            self.leave_barrier_if_quiet()
+            return
         overtaken = self.inbox[worker]
         if overtaken is not None:  # a second model in one handler: the first one was started and stopped at once
             overtaken.start_time = self.env.now
@@ -232,29 +334,82 @@ class ClusterModel:
         if idle is not None:
             self.idle[worker] = None
             idle.succeed()
-        elif self.computing[worker]:
-            self.computing[worker] = False
-            self.processes[worker].interrupt()
+        else:
+            self.stop_computing(worker, CANCELLED)
+
+    # --- crashes -----------------------------------------------------------------------------------------------------
+
+    def crash_and_return(self, me: int, crash: Crash, seed: int) -> Generator[simpy.Event, Any, None]:
+        """Let a worker crash and return, over and over, or crash for good."""
+        env, address = self.env, (seed, self.replica, me, streams.CRASH)
+        up = AddressedDurations(Exponential(mean=crash.mean_up), *address, index=0)
+        down = (
+            None
+            if crash.mean_down is None
+            else AddressedDurations(Exponential(mean=crash.mean_down), *address, index=1)
+        )
+        for crashes in count():
+            yield env.at(env.now + up(crashes), CRASH, me)
+            if self.past_the_end():
+                return
+            self.note("crash", me)
+            self.down[me] = True
+            if down is None:
+                self.gone.add(me)
+            self.stop_computing(me, LOST)
+            self.leave_barrier_if_quiet()
+            self.check_that_something_can_happen()
+            if down is None:
+                return
+            yield env.at(env.now + down(crashes), RETURN, me)
+            if self.past_the_end():
+                return
+            self.note("return", me)
+            self.down[me] = False
+            if self.latest[me].status == LOST:
+                self.make_up_for(self.latest[me])
+            self.check_that_something_can_happen()
+
+    def lose(self, gradient: Gradient, _event: simpy.Event | None = None) -> None:
+        """Give up a gradient that did not get through, and send its worker the model."""
+        if self.past_the_end():
+            return
+        self.settle(gradient, LOST)
+        if self.at_barrier:
+            self.leave_barrier_if_quiet()
+        else:
+            self.make_up_for(gradient)
+
+    def make_up_for(self, lost: Gradient) -> None:
+        """Send the model to the worker of a lost gradient, unless a newer one is on its way or comes anyway."""
+        comes_anyway = self.at_barrier or (self.sends_to == "everyone" and self.jobs)
+        if self.latest[lost.worker] is lost and not comes_anyway:
+            self.send(lost.worker)
+
+    def check_that_something_can_happen(self) -> None:
+        """Raise an error if there is nothing left but workers that crash and return."""
+        waits = any(self.down[w] and w not in self.gone and g.status == LOST for w, g in enumerate(self.latest))
+        if not (self.jobs or waits or any(map(self.is_under_way, self.latest))):
+            raise stands_still(self.replica, self.version, self.gone)
 
     # --- links -------------------------------------------------------------------------------------------------------
 
-    def connect(self, network: Network, seed: int, message_bytes: int) -> None:
+    def connect(self, cluster: Cluster, network: Network, seed: int, message_bytes: tuple[int, int]) -> None:
         """Lay the links and every worker's way over them."""
         routes = network.routes(self.count)
-        links = [Link() for _ in range(routes.links)]
-        self.occupied = 0.0 if network.bandwidth is None else message_bytes / network.bandwidth
+        links = [(Link(), passage) for passage in cluster.passages(routes)]
 
-        def ways(numbers: list[list[int]], purpose: int) -> list[Way]:
+        def ways(numbers: list[list[int]], size: int, *, up: bool) -> list[Way]:
             return [
                 [
-                    (links[number], AddressedDurations(network.latency, seed, self.replica, worker, purpose, index=hop))
+                    Crossing(*links[number], (seed, self.replica, worker), hop, size, network, up=up)
                     for hop, number in enumerate(way)
                 ]
                 for worker, way in enumerate(numbers)
             ]
 
-        self.up = ways(routes.up, streams.LATENCY_UP)
-        self.down = ways(routes.down, streams.LATENCY_DOWN)
+        self.ways_up = ways(routes.up, message_bytes[0], up=True)
+        self.ways_down = ways(routes.down, message_bytes[1], up=False)
 
     def travel(
         self,
@@ -267,20 +422,19 @@ class ClusterModel:
     ) -> None:
         """Carry a message over the rest of its way, link by link, then deliver it.
 
-        Here, in `receive` and in `arrive` the last argument is what SimPy hands to a callback: the event.
+        Here, in `receive`, `arrive` and `lose` the last argument is what SimPy hands to a callback: the event.
         """
         if not way:
             deliver(gradient)
             return
-        env = self.env
-        link, latency = way[hop]
-        time = link.carry(env.now, self.occupied, latency(gradient.draw))
-        if hop + 1 == len(way):
-            then = partial(deliver, gradient)
-            env.at(time, last_kind, gradient.worker).callbacks.append(then)
+        time, delivered = way[hop].join(self.env.now, gradient.draw)
+        if not delivered:
+            kind, then = ARRIVE, partial(self.lose, gradient)
+        elif hop + 1 == len(way):
+            kind, then = last_kind, partial(deliver, gradient)
         else:
-            then = partial(self.travel, gradient, way, last_kind, deliver, hop + 1)
-            env.at(time, HOP, gradient.worker).callbacks.append(then)
+            kind, then = HOP, partial(self.travel, gradient, way, last_kind, deliver, hop + 1)
+        self.env.at(time, kind, gradient.worker, gradient.draw).callbacks.append(then)
 
     # --- server ------------------------------------------------------------------------------------------------------
 
@@ -292,7 +446,7 @@ class ClusterModel:
         if self.network is None:
             self.receive(gradient)
         else:
-            self.travel(gradient, self.down[worker], RECEIVE, self.receive)
+            self.travel(gradient, self.ways_down[worker], RECEIVE, self.receive)
 
     def send_to_all(self) -> None:
         """Send the current version to every worker, in order."""
@@ -350,7 +504,7 @@ class ClusterModel:
         self.version += 1
         request = "go" if self.on_update is None else self.on_update(self.rows(batch))
         if request == "stop":
-            self.settled.events.append((self.env.now, "stop"))
+            self.note("stop")
         self.settled.mark()
         if self.version == self.last_update or request == "stop":
             self.finish()
@@ -380,7 +534,7 @@ class ClusterModel:
 
     def is_under_way(self, gradient: Any) -> bool:
         """Say whether the server still waits for this gradient."""
-        return math.isnan(gradient.arrive_time)
+        return math.isnan(gradient.arrive_time) and gradient.status != LOST
 
     # --- barrier and end ---------------------------------------------------------------------------------------------
 
@@ -395,10 +549,10 @@ class ClusterModel:
         self.leave_barrier_if_quiet()
 
     def leave_barrier_if_quiet(self) -> None:
-        """Start every worker from the current version once nothing is under way."""
-        if not any(self.is_under_way(gradient) for gradient in self.latest):
+        """Start every worker from the current version once all wait at the barrier and nothing is under way."""
+        if self.at_barrier and not any(self.is_under_way(gradient) for gradient in self.latest):
             self.at_barrier = False
-            self.settled.events.append((self.env.now, "barrier"))
+            self.note("barrier")
             self.send_to_all()
 
     def past_the_end(self) -> bool:
@@ -419,6 +573,10 @@ class ClusterModel:
         gradient.status = status
         gradient.apply_time = self.env.now
         self.settled.add(gradient)
+
+    def note(self, kind: str, worker: int = -1) -> None:
+        """Note an event."""
+        self.settled.events.append((self.env.now, worker, kind))
 
     def rows(self, batch: list[Gradient]) -> UpdateRows:
         """Return the update just made, as `on_update` sees it."""
@@ -441,7 +599,7 @@ def run_replica(
     scenario: Scenario,
     replica: int,
     *,
-    message_bytes: int,
+    message_bytes: tuple[int, int],
     on_update: OnUpdate | None,
     parts: TraceParts,
     progress: Callable[[int], Any],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from asyncsim import stored
 from asyncsim.checking import Checker
+from asyncsim.durations import SimulationError
 from asyncsim.stored import Facts, TraceWriter
 from asyncsim.trace import COLUMNS, TIMES, Trace, order_keys
 
@@ -28,8 +30,8 @@ class TraceParts:
     #: Rows that a replica may hold before it gives those that are final.
     most_rows = 2**62
 
-    def __init__(self, message_bytes: int | None):
-        """Begin; `message_bytes` is what a message weighs on the wire, None where there is no wire."""
+    def __init__(self, message_bytes: tuple[int, int] | None):
+        """Begin; `message_bytes` is what a message up and one down weigh on the wire, None where there is none."""
         self.message_bytes = message_bytes
         self.parts: list[dict[str, np.ndarray]] = []
         self.replicas: list[int] = []
@@ -37,7 +39,7 @@ class TraceParts:
         self.events: list[tuple[int, float, int, str]] = []
 
     def event(self, replica: int, time: float, worker: int, kind: str) -> None:
-        """Note a barrier or a stop."""
+        """Note a barrier or a stop, or a worker's crash or return."""
         self.events.append((replica, time, worker, kind))
 
     def add(self, replica: int, updates: int, part: dict[str, np.ndarray]) -> None:
@@ -68,8 +70,8 @@ class TraceParts:
         """Return the columns of what went over the wire, where there is one."""
         if self.message_bytes is None:
             return {}
-        size = np.full(columns["worker"].size, self.message_bytes, dtype=np.int64)
-        return {"bytes_up": np.where(np.isnan(columns["done_time"]), 0, size), "bytes_down": size}
+        up, down = (np.full(columns["worker"].size, size, dtype=np.int64) for size in self.message_bytes)
+        return {"bytes_up": np.where(np.isnan(columns["done_time"]), 0, up), "bytes_down": down}
 
     def _whole(self, name: str) -> np.ndarray:
         """Return a column of all replicas; the parts let go of it, so that a long trace is not held twice."""
@@ -81,7 +83,14 @@ class TraceFile(TraceParts):
     """A trace under construction in a file, checked as it is written; only rows that may still change are held."""
 
     def __init__(
-        self, message_bytes: int | None, path: Path, *, seed: int, workers: int, replicas: list[int], most: int
+        self,
+        message_bytes: tuple[int, int] | None,
+        path: Path,
+        *,
+        seed: int,
+        workers: int,
+        replicas: list[int],
+        most: int,
     ):
         """Begin; no replica makes more than `most` updates."""
         super().__init__(message_bytes)
@@ -118,7 +127,7 @@ class SettledGradients:
     def __init__(self, parts: TraceParts, replica: int):
         self.parts, self.replica = parts, replica
         self.rows = bytearray()
-        self.events: list[tuple[float, str]] = []
+        self.events: list[tuple[float, int, str]] = []
         self.counted = (0, 0)
 
     def add(self, gradient: Any) -> None:
@@ -138,9 +147,20 @@ class SettledGradients:
         assert keys is not None
         order = np.lexsort(keys[::-1])
         order = order[no_draw_missing(part["worker"], part["draw"])[order]]
-        for time, kind in events:
-            self.parts.event(self.replica, time, -1, kind)
+        for event in events:
+            self.parts.event(self.replica, *event)
         self.parts.add(self.replica, updates, {name: column[order] for name, column in part.items()})
+
+
+def stands_still(replica: int, version: int, gone: Iterable[int]) -> SimulationError:
+    """Return the error of a replica in which nothing can happen any more; `gone` are the workers that never return."""
+    said = f"replica {replica} stands still at version {version}: nothing can happen any more"
+    workers = sorted(gone)
+    if workers:
+        shown = ", ".join(map(str, workers[:8])) + (" …" if len(workers) > 8 else "")
+        have = f"worker {shown} has" if len(workers) == 1 else f"workers {shown} have"
+        said += f"; {have} crashed without return (crash.mean_down), and the policy waits for more than are left"
+    return SimulationError(said)
 
 
 def no_draw_missing(worker: np.ndarray, draw: np.ndarray) -> np.ndarray:

@@ -93,7 +93,8 @@ def service_times(scenario: Scenario, replica: int) -> Callable[[int, int], floa
     cluster = scenario.cluster
     assert cluster is not None
     unit = SECONDS[cluster.time_unit]
-    laws = [AddressedDurations(law, scenario.seed, replica, w, SERVICE) for w, law in enumerate(cluster.laws)]
+    steps, address = getattr(scenario.method, "gradients_per_message", 1), (scenario.seed, replica)
+    laws = [AddressedDurations(law, *address, w, SERVICE, steps=steps) for w, law in enumerate(cluster.laws)]
     for law in laws:
         law(0)  # compiled code is loaded now, not when the clock runs
     return lambda worker, draw: unit * laws[worker](draw)
