@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import asyncsim
 from asyncsim.problems import AnyProblem, Autoencoder, ConvNetwork, TanhNetwork
+from asyncsim.sweep import cells
 from asyncsim.trace import Row
 
 SEED = 7
@@ -98,7 +99,9 @@ def test_the_convolutional_autoencoder_returns_pictures_of_the_size_that_it_is_g
 @needs_torch
 def test_the_example_runs():
     short = {"run.updates": 3, "run.replicas": 1, "metrics.every": 3, "problem.device": "cpu"}
-    run = asyncsim.run(asyncsim.load(EXAMPLES / "conv_autoencoder.toml", overrides=short))
+    noisy = cells(asyncsim.load(EXAMPLES / "conv_autoencoder.toml", overrides=short))[1].scenario
+    run = asyncsim.run(noisy)
+    assert noisy.method.noise == 0.01
     assert set(run.metrics["metric"]) == {"loss", "grad_norm"}
     assert np.isfinite(run.metrics["value"]).all()
 
