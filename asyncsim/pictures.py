@@ -260,7 +260,8 @@ def what_grew(results: DataFrame, paths: list[str]) -> tuple[DataFrame, str, str
 
 
 def _said(path: str) -> str:
-    return path.rpartition(".")[2].replace("_", " ")
+    """Return a path in words: its last one, but "workers" where those of the only group are counted."""
+    return "workers" if path == "cluster.workers.0.count" else path.rpartition(".")[2].replace("_", " ")
 
 
 def _times(results: DataFrame, unit: str, tuned: DataFrame | None, paths: list[str]) -> Iterator[Picture]:

@@ -76,4 +76,4 @@ def test_a_sweep_over_two_numbers_that_chooses_among_names_gets_a_map(ax, tuned,
     for name, draw in found:
         assert name == "winners"
         assert [text.get_text() for text in draw(ax).texts] == ["3", "2"]
-        assert (ax.get_xlabel(), ax.get_ylabel()) == ("bandwidth", "count")
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("bandwidth", "workers")
