@@ -16,7 +16,6 @@ from typing import Any
 import click
 
 import asyncsim
-from asyncsim.scenario import ScenarioError
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -28,17 +27,12 @@ class _Commands(click.Group):
     """Turns errors that are the user's to mend into one line and an exit code; others keep their traceback."""
 
     def invoke(self, context: click.Context) -> Any:
-        from asyncsim.durations import SimulationError
-        from asyncsim.executors import ExecutorError
-        from asyncsim.results import ResultsError
-        from asyncsim.trace import TraceError
-
         try:
             return super().invoke(context)
-        except (ScenarioError, ResultsError, TraceError, ExecutorError) as error:
+        except _bad_input() as error:
             click.echo(f"error: {error}", err=True)
             context.exit(BAD_INPUT)
-        except SimulationError as error:
+        except _failures() as error:
             click.echo(f"failed: {error}", err=True)
             context.exit(FAILED)
         except BrokenPipeError:
@@ -55,6 +49,22 @@ class _Commands(click.Group):
             context.exit(INTERRUPTED)
 
 
+def _bad_input() -> tuple[type[Exception], ...]:
+    """Return the errors that are in what was given; they are imported when something has gone wrong, not before."""
+    from asyncsim.executors import ExecutorError
+    from asyncsim.results import ResultsError
+    from asyncsim.trace import TraceError
+
+    return asyncsim.ScenarioError, ResultsError, TraceError, ExecutorError
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return the errors of a simulation that cannot go on."""
+    from asyncsim.durations import SimulationError
+
+    return (SimulationError,)
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version=asyncsim.__version__, prog_name="asyncsim")
 def main() -> None:
@@ -69,7 +79,7 @@ def _overrides(settings: tuple[str, ...], seed: int | None) -> dict[str, Any]:
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path.strip():
-            raise ScenarioError(f"--set: must read path=value, such as run.updates=500; got '{setting}'")
+            raise asyncsim.ScenarioError(f"--set: must read path=value, such as run.updates=500; got '{setting}'")
         overrides[path.strip()] = parse_value(text.strip())
     return overrides if seed is None else {**overrides, "seed": seed}
 
@@ -118,7 +128,7 @@ def run(
         _run_sweep(scenario, folder, file, quiet, stage, force=force, **parallel)
         return
     if parallel["shard"] or parallel["scheduler"] or parallel["executor"] != "local":
-        raise ScenarioError(f"{file}: has no [sweep], so there are no cells for --shard or --executor dask")
+        raise asyncsim.ScenarioError(f"{file}: has no [sweep], so there are no cells for --shard or --executor dask")
     from asyncsim.experiment import run as run_scenario
     from asyncsim.results import ended_early
 

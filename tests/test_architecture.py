@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,35 @@ def test_public_names() -> None:
         "simulate",
     ]
     assert all(hasattr(asyncsim, name) for name in asyncsim.__all__)
+
+
+def in_a_fresh_process(code: str) -> list[str]:
+    """Return the words that code prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("start", ["import asyncsim", "import asyncsim.cli"])
+def test_nothing_heavy_is_imported_before_it_is_asked_for(start: str) -> None:
+    loaded = f"{start}, sys; print(*{{'numpy', 'pydantic'}} & set(sys.modules))"
+    assert in_a_fresh_process(loaded) == []
+    assert set(in_a_fresh_process(f"import asyncsim; asyncsim.load; {loaded}")) == {"numpy", "pydantic"}
+
+
+@pytest.mark.parametrize("first", ["asyncsim.replay", "import_module('asyncsim.replay')", "asyncsim.experiment"])
+def test_a_public_name_is_never_the_module_of_that_name(first: str) -> None:
+    code = f"from importlib import import_module; import asyncsim; {first}; print(*map(type, [asyncsim.replay]))"
+    assert in_a_fresh_process(code) == ["<class", "'function'>"]
+
+
+def test_modules_are_there_too() -> None:
+    assert in_a_fresh_process("import asyncsim; print(asyncsim.methods.base.__name__)") == ["asyncsim.methods.base"]
+
+
+def test_what_is_not_there_is_said_to_be_missing() -> None:
+    with pytest.raises(AttributeError, match="module 'asyncsim' has no attribute 'nothing'"):
+        _ = asyncsim.nothing
+    assert set(asyncsim.__all__) <= set(dir(asyncsim))
 
 
 GENERATORS = re.compile(
