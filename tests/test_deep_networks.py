@@ -37,7 +37,7 @@ def test_zeros_divide_nothing():
 def test_the_times_in_the_scenarios_table_are_measured():
     """Medians of 400 replicas, in tens. This pins figures; that they grow exponentially is not claimed from them."""
     medians = {}
-    for cell in cells(asyncsim.load(SCENARIOS / "deep_linear.toml")):
+    for cell in cells(asyncsim.load(SCENARIOS / "deep_linear.toml", overrides={"run.updates": 400})):
         if cell.scenario.problem.depth in (4, 8, 10):
             times = first_passage(asyncsim.run(cell.scenario), "loss < 0.01")[0]
             medians[cell.scenario.problem.depth] = np.quantile(np.nan_to_num(times, nan=np.inf), 0.5, method="lower")
