@@ -14,6 +14,7 @@ import asyncsim
 from asyncsim import stored
 from asyncsim.compressors import QSGD, Identity, RandK, ScaledSign, TopK
 from asyncsim.computed import GONE, WASTED, in_order
+from asyncsim.divergence import first_divergence
 from asyncsim.methods import METHODS, SGD, CompressedSGD, LocalSGD, MemSGD
 from asyncsim.methods.compressed import Sent, shared_normals
 from asyncsim.problems import Logistic, Quadratic, Saddle
@@ -627,3 +628,73 @@ def test_every_method_that_remembers_runs_alone():
     ):
         assert method.remembers
         assert not method.batched
+
+
+# --- with the engines -------------------------------------------------------------------------------------------------
+
+LOSSY = {
+    "async": {"kind": "async"},
+    "sync": {"kind": "sync"},
+    "ringmaster": {"kind": "ringmaster", "max_staleness": 2, "on_stale": "cancel"},
+    "rennala": {"kind": "rennala", "batch": 3},
+    "k_batch_sync": {"kind": "k_batch_sync", "k": 3},
+}
+
+
+def breaking(policy: Any, **method: Any) -> Scenario:
+    """Return a cluster whose network loses messages for good and whose workers crash and return."""
+    group = {
+        "count": 4,
+        "service": {"law": "exponential", "mean": 1.0},
+        "crash": {"mean_up": 20.0, "mean_down": 3.0},
+    }
+    network = {"latency": {"law": "exponential", "mean": 0.1}, "loss": 0.2, "retries": 1, "retry_after": 1.0}
+    return build(
+        {
+            "seed": 2,
+            "cluster": {"workers": [group], "network": {"topology": "star", "bandwidth": 1000.0, **network}},
+            "policy": policy,
+            "problem": {"kind": "quadratic", "eigenvalues": [1.0, 2.0, 3.0], "noise": 0.1},
+            "method": {"kind": "compressed_sgd", "step": 0.05, "compressor": {"kind": "top_k", "k": 1}, **method},
+            "run": {"updates": 60},
+        }
+    )
+
+
+@pytest.mark.parametrize("on_loss", ["restore", "drop"])
+@pytest.mark.parametrize("policy", LOSSY)
+def test_nothing_disappears_where_messages_are_lost_and_workers_crash(policy, on_loss):
+    made = breaking(LOSSY[policy], on_loss=on_loss)
+    trace = asyncsim.simulate(made)
+    status, done = trace["status"], ~np.isnan(trace["done_time"])
+    before_end = np.arange(len(trace)) < np.flatnonzero(status == APPLIED)[-1]
+    assert ((status == LOST) & done & before_end).any()
+    assert ((status == LOST) & ~done & before_end).any()
+    BOOK.clear()
+    asyncsim.replay(trace, NotedCompressed(**made.method._given()), made.problem)
+    worker, draw = trace["worker"], trace["draw"]
+    computed = (status == APPLIED) | (done & before_end & (status != CANCELLED))
+    for who, book in BOOK.items():
+        last = draw[(status == APPLIED) & (worker == who)].max()
+        mine = np.sort(draw[computed & (worker == who)])
+        assert [one for one in book["draws"] if one <= last] == mine[mine <= last].tolist()
+        assert book["draws"] == sorted(book["draws"])
+        parts = [*book["sent"], book["memory"], *(book["lost"] if on_loss == "drop" else [])]
+        bound = 1e-12 * sum(np.linalg.norm(part) for part in (*book["raw"], *parts))
+        assert np.linalg.norm(sum(book["raw"]) - sum(parts)) <= bound
+
+
+def test_bytes_on_the_wire_are_those_of_the_payload():
+    trace = asyncsim.simulate(breaking(LOSSY["async"]))
+    assert set(trace["bytes_up"][trace["status"] == APPLIED].tolist()) == {TopK(k=1).nbytes(3)}
+    assert set(trace["bytes_down"].tolist()) == {24}
+
+
+def test_two_runs_part_at_the_first_update_that_differs():
+    made = breaking(LOSSY["ringmaster"]).resolved()
+    del made["cluster"]["network"], made["cluster"]["workers"][0]["crash"]
+    one = asyncsim.run(build(made))
+    assert (one.trace["status"] == DISCARDED).sum() + (one.trace["status"] == CANCELLED).sum() > 10
+    assert first_divergence(one, one) is None
+    other = {**made, "method": {**made["method"], "step": 0.06}}
+    assert first_divergence(one, asyncsim.run(build(other))) == (0, 0)
