@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import signal
 import sys
@@ -81,6 +82,14 @@ class Failing(At):
     def happens(self) -> None:
         """Raise."""
         raise ZeroDivisionError("a gradient of the user's own")
+
+
+class Missing(Bowl):
+    """Needs a module that other processes do not have."""
+
+    def __reduce__(self) -> Any:
+        """Be imported from there."""
+        return importlib.import_module, ("not_on_this_machine",)
 
 
 class Exiting(At):

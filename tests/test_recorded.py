@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import select
 import signal
 import subprocess
@@ -279,6 +280,17 @@ def test_a_gradient_that_calls_exit_ends_the_run(backend: str) -> None:
     recording = asyncsim.record(own(real_problems.Exiting(worker=1, draw=5), backend=backend))
     assert "worker 1 failed at its draw 5" in str(recording.ended)
     assert "SystemExit: 3" in str(recording.ended)
+
+
+@pytest.mark.parametrize("backend", ["queue", "manager", "shared_memory"])
+def test_a_bad_start_is_no_death(backend: str) -> None:
+    recorded = own(real_problems.Missing(), backend=backend, on_worker_death="continue", workers=2)
+    recording = asyncsim.record(recorded)
+    ended = str(recording.ended)
+    assert re.match(r"worker [01] could not start, which run.on_worker_death is not about:\nTraceback", ended)
+    assert "ModuleNotFoundError: No module named 'not_on_this_machine'" in ended
+    assert recording.trace.updates.tolist() == [0]
+    assert recording.trace.events == ()
 
 
 @pytest.mark.parametrize("death", ["continue", "restart", "stop"])

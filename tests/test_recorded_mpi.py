@@ -188,6 +188,23 @@ def test_an_exception_in_a_worker_is_shown() -> None:
     assert "a gradient of the user's own" in ended
 
 
+def test_a_bad_start_is_no_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    from asyncsim.sources.recorded import mpiexec
+
+    class Hasty(mpiexec.Parent):
+        """Kills the first rank that says that it has come up."""
+
+        def _hear(self, connection: Any) -> None:
+            super()._hear(connection)
+            if len(self.speaking) == 1 and not self.watched:
+                os.kill(next(iter(self.speaking.values())), signal.SIGKILL)
+
+    monkeypatch.setattr(mpiexec, "Parent", Hasty)
+    recording = asyncsim.record(scenario(on_worker_death="continue"))
+    assert "ended before the run began; run.on_worker_death is about ranks that have started" in str(recording.ended)
+    assert recording.trace.updates.tolist() == [0]
+
+
 def test_an_exception_in_the_server_is_raised_here() -> None:
     with pytest.raises(ZeroDivisionError, match="the server's own"):
         asyncsim.record(own(Faulty()))

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from asyncsim.scenario import Scenario, ScenarioError
 from asyncsim.sources.recorded.messages import Died, Failed, Job, Model, Ready
-from asyncsim.sources.recorded.processes import BEGINNING, BadStart, unpack, with_cache
+from asyncsim.sources.recorded.processes import BEGINNING, BadStart, could_not_start, unpack, with_cache
 from asyncsim.sources.recorded.replica import Outcome, make_server, serve
 from asyncsim.sources.recorded.worker import warm_up, work
 
@@ -136,9 +136,9 @@ class Ranks:
         while waiting:
             message = self.receive(GLANCE)
             if isinstance(message, Failed):
-                raise BadStart(f"worker {message.worker} could not start:\n{message.traceback}")
+                raise could_not_start(message.worker, message.traceback)
             if isinstance(message, Died):
-                raise BadStart(f"worker {message.worker} did not start: {message.reason}")
+                raise could_not_start(message.worker, message.reason)
             if isinstance(message, Ready):
                 waiting.discard(message.worker)
             if time.monotonic() > end:

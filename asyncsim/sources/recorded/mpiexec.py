@@ -185,7 +185,10 @@ class Parent:
         while self.server in self.speaking and self.server.poll():  # it may have said so before this one began
             self._hear(self.server)
         if not self.watched:
-            raise BadStart(f"a rank, process {pid}, ended before the run began")
+            raise BadStart(
+                f"a rank, process {pid}, ended before the run began; run.on_worker_death is about ranks that have "
+                "started, and MPI cannot begin without one of them"
+            )
 
     def _end(self) -> None:
         """Let go of the guards, which end their ranks, whereupon mpiexec ends."""

@@ -32,7 +32,15 @@ ONE_THREAD = dict.fromkeys(
 
 
 class BadStart(RuntimeError):
-    """A worker that did not come up; the message says why."""
+    """A worker that did not come up; the message says why.
+
+    It ends the run whatever `on_worker_death` says: the next one, or the same again, would hardly fare better.
+    """
+
+
+def could_not_start(worker: int, why: str) -> BadStart:
+    """Return the error for a worker that failed before it was ready."""
+    return BadStart(f"worker {worker} could not start, which run.on_worker_death is not about:\n{why}")
 
 
 def nameless_file() -> int:
@@ -179,7 +187,7 @@ class Processes:
                 raise BadStart(f"worker {worker} died ({self.reason(worker)}); run.on_worker_death = 'stop'") from None
             return
         if isinstance(answer, Failed):
-            raise BadStart(f"worker {worker} could not start:\n{answer.traceback}")
+            raise could_not_start(worker, answer.traceback)
 
     def reason(self, worker: int) -> str:
         """Return how a worker ended that does not answer any more, in words."""
