@@ -698,3 +698,31 @@ def test_two_runs_part_at_the_first_update_that_differs():
     assert first_divergence(one, one) is None
     other = {**made, "method": {**made["method"], "step": 0.06}}
     assert first_divergence(one, asyncsim.run(build(other))) == (0, 0)
+
+
+def test_a_reset_begins_a_new_account():
+    """Between resets x_t − γ e_t = x_{t'} − γ Σ (mean raw gradient since t')."""
+    problem = Saddle(dimension=6, noise=0.3, start=0.2)
+    method = CompressedSGD(step=0.1, compressor=TopK(k=1), noise=0.1, reset_after=12)
+    state, memories = method.init(problem, problem.initial(5, 0), 3)
+    account, size, checked = np.zeros(6), 0.0, 0
+    for update in range(60):
+        before = state
+        found = []
+        for worker in range(3):
+            row = Row(5, 0, worker, update, update)
+            sent, memories[worker] = method.message(problem, state.x, memories[worker], row)
+            raw = problem.stochastic_gradient(state.x[:6], row) + 0.1 * shared_normals(row, 6)
+            account, size = account + raw / 3, size + np.linalg.norm(raw) / 3
+            found.append((sent, row))
+        state = method.apply(problem, before, [sent for sent, _ in found], [row for _, row in found])
+        if state.extra.resets > before.extra.resets:
+            account, size = np.zeros(6), 0.0
+            assert not any(error.any() for error in state.extra.errors)
+            continue
+        error = sum(memory.error for memory in memories) / 3
+        away = state.extra.anchor - (state.x[:6] - 0.1 * error) - 0.1 * account
+        assert np.linalg.norm(away) <= 1e-12 * (size + np.linalg.norm(state.extra.anchor))
+        np.testing.assert_allclose(state.extra.total / 3, error, rtol=0, atol=1e-13)
+        checked += 1
+    assert checked == 60 - state.extra.resets == 56
