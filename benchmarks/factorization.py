@@ -12,9 +12,10 @@ turns.
 Gradient descent's error is known after every iteration, from the gradient's own products. Of SEACD's run there is the
 trace: a replay of it gives the error at a hundred versions, and the last version, which must be the run's bit for bit.
 
-Costs of SEACD beside gradients, and of a compiled sweep, are processor time. All else is wall time and wants a quiet
-machine: "busy" in the table is the share of the wall time of gradient descent in which it ran. What is done is kept
-among the temporary files, rank by rank, so that a run that was cut off goes on where it was.
+Costs of SEACD beside gradients, and of a compiled sweep, are processor time, and `--costs` measures nothing else. The
+rest is wall time and wants a quiet machine: "busy" in the table is the share of the wall time of gradient descent in
+which it ran. What is done is kept among the temporary files, rank by rank, so that a run that was cut off goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import click  # noqa: E402
 import numpy as np  # noqa: E402
 from factorization_costs import WORKERS, Sweep, costs, seacd, sweeps, work  # noqa: E402
-from factorization_report import draw, report  # noqa: E402
+from factorization_report import draw, report, with_costs  # noqa: E402
 from threadpoolctl import threadpool_limits  # noqa: E402
 from timing import commit, take_turns  # noqa: E402
 
@@ -273,10 +274,16 @@ def race(problem: NonNegativeFactorization, budget: float, say: Callable[[str], 
     }
 
 
+def beside(problem: NonNegativeFactorization) -> dict[str, Any]:
+    """Return what is not raced: operations, and processor time beside gradients and of passes."""
+    return {"work": work(problem), "costs": costs(problem, 3), "sweeps": sweeps(problem, 3)}
+
+
 @click.command()
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--quick", is_flag=True, help="Two ranks and short runs; writes nothing.")
-def main(file: str | None, quick: bool) -> None:
+@click.option("--costs", "only_costs", is_flag=True, help="Nothing in wall time: writes the other sections anew.")
+def main(file: str | None, quick: bool, only_costs: bool) -> None:
     """Factor a photograph (FILE, or one of scikit-learn's), and write factorization.md and factorization.png."""
     partial_results = Path(tempfile.gettempdir(), "asyncsim-factorization.json")
     with tempfile.TemporaryDirectory() as folder:
@@ -287,6 +294,11 @@ def main(file: str | None, quick: bool) -> None:
         results = (
             {int(rank): found for rank, found in known.get("results", {}).items()} if known.get("key") == key else {}
         )
+        if only_costs:
+            results = {rank: beside(NonNegativeFactorization(photograph=path, rank=rank)) for rank in RANKS}
+            text = with_costs((HERE / "factorization.md").read_text(encoding="utf-8"), results)
+            (HERE / "factorization.md").write_text(text, encoding="utf-8")
+            return
         for rank in QUICK_RANKS if quick else RANKS:
             if rank in results:
                 continue  # done before the run was cut off
@@ -297,7 +309,7 @@ def main(file: str | None, quick: bool) -> None:
 
             problem = NonNegativeFactorization(photograph=path, rank=rank)
             found = race(problem, QUICK_SECONDS if quick else SECONDS, say)
-            found |= {"work": work(problem), "costs": costs(problem, 3), "sweeps": sweeps(problem, 3)}
+            found |= beside(problem)
             say("costs")
             results[rank] = found
             if not quick:

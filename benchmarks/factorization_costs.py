@@ -100,15 +100,15 @@ def costs(problem: NonNegativeFactorization, rounds: int) -> dict[str, float]:
     with threadpool_limits(1, "blas"):
         times = take_turns({name: partial(_ten, call) for name, call in once.items()}, rounds)
         found = {name: 1e3 * seconds / 10 for name, seconds in times.items()}
-        both = 1e3 * longer(gradients, gradients_and_energies, int(1000 * rounds / (5.0 + found["pass"])))
+        both = 1e3 * longer(gradients, gradients_and_energies, int(2000 * rounds / (5.0 + found["pass"])))
     return {"pass": found.pop("pass"), "every energy": both / WORKERS, **found}
 
 
 def longer(short: Callable[[], Any], long: Callable[[], Any], pairs: int) -> float:
     """Return by how many seconds of processor time the second takes longer, of two that hardly differ.
 
-    They take turns, the first one first or last, and their fastest fifths end at the times that are compared, for what
-    other programs do to caches lengthens the others.
+    They take turns, the first one first or last. Compared is where the fastest tenth of each ends, for what other
+    programs do to caches lengthens the others.
     """
     seconds: dict[Callable[[], Any], list[float]] = {short: [], long: []}
     for pair in range(pairs):
@@ -116,7 +116,7 @@ def longer(short: Callable[[], Any], long: Callable[[], Any], pairs: int) -> flo
             begin = time.process_time()
             call()
             seconds[call].append(time.process_time() - begin)
-    return float(np.quantile(seconds[long], 0.2) - np.quantile(seconds[short], 0.2))
+    return float(np.quantile(seconds[long], 0.1) - np.quantile(seconds[short], 0.1))
 
 
 def _ten(call: Callable[[], Any]) -> None:

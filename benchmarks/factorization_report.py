@@ -10,13 +10,15 @@ from timing import commit, machine
 
 from asyncsim.figures import COLOURS, GREY, finish, new_figure, save
 
-REPORT = """# Factorizing a photograph: SEACD in parallel, gradient descent, scikit-learn
+HEAD = """# Factorizing a photograph: SEACD in parallel, gradient descent, scikit-learn
 
-Made by `python benchmarks/factorization.py` at commit {commit} on {machine}.
+Wall times made by `python benchmarks/factorization.py` at commit {commit} on {machine}.
 
 {picture}. What is compared, and how, is said at the head of `factorization.py`.
+"""
 
-## Wall time to the same mean squared error
+#: The sections of the report, those that were raced in wall time first.
+RACED = """## Wall time to the same mean squared error
 
 Seconds to the error in the second column. GD: projected gradient descent, one thread, in the way that takes fewer
 operations. "times": how many times longer it took than SEACD. "busy" is the share of gradient descent's wall time in
@@ -34,13 +36,22 @@ Steps, in units of 1/L, L = 14σ₁/mn:
 
 {steps}
 
-## Work
+Milliseconds of wall time of an iteration of gradient descent as raced, the same through the residual (in the ratio of
+processor times), and two updates of the running workers, gradients or passes in sequence:
+
+{walls}
+
+![How many times faster SEACD was](factorization.png)
+"""
+
+COMPUTED = """## Work
+
+This and what follows: at commit {commit} on {machine}.
 
 10⁹ floating-point operations of an iteration of gradient descent, through Gram matrices or through one residual that
-both factors share, and of SEACD's two blocks, which share nothing. "at most" is the ratio of gradient descent's lesser
-to the larger block's: about so many times faster can two workers be where a pass of either brings as much, and nothing
-but gradients takes time. Then wall time in milliseconds: an iteration of gradient descent as raced, the same through
-the residual (in the ratio of processor times), and two updates of the running workers, gradients or passes in sequence.
+both factors share, and of SEACD's two blocks, the factors, which share nothing. "at most" is the ratio of gradient
+descent's lesser to the larger block's: about so many times faster can two workers be where a pass of either brings as
+much, and nothing but gradients takes time.
 
 {works}
 
@@ -60,8 +71,6 @@ gradient that it starts from; the same loop run by Python, without that gradient
 coordinate, which is how a pass is defined.
 
 {sweeps}
-
-![How many times faster SEACD was](factorization.png)
 """
 
 
@@ -77,20 +86,45 @@ def table(head: str, rows: list[list[Any]]) -> str:
 
 
 def report(results: dict[int, dict[str, Any]], picture: str, limit: float) -> str:
-    """Return all tables."""
-    rows: dict[str, list[list[Any]]] = {name: [] for name in ("same", "own", "steps", "works", "costs", "sweeps")}
+    """Return all sections."""
+    about = {"commit": commit(), "machine": machine()}
+    raced = RACED.format(limit=limit, **_raced(results, limit))
+    return "\n".join([HEAD.format(picture=picture, **about), raced, computed(results)])
+
+
+def with_costs(old: str, results: dict[int, dict[str, Any]]) -> str:
+    """Return an earlier report with the sections of operations and of processor time as they are now."""
+    return old[: old.index(COMPUTED.partition("\n")[0])] + computed(results)
+
+
+def _raced(results: dict[int, dict[str, Any]], limit: float) -> dict[str, str]:
+    """Return the tables of wall times."""
+    rows: dict[str, list[list[Any]]] = {name: [] for name in ("same", "own", "steps", "walls")}
     for rank, found in results.items():
-        same, own, ops, cost = found["same"], found["own"], found["work"], found["costs"]
-        cd, wall = own["scikit_learn"], found["milliseconds"]
+        same, own, wall = found["same"], found["own"], found["milliseconds"]
+        cd = own["scikit_learn"]
         learnt = f"> {limit:g}" if cd["seconds"] is None else f"{cd['seconds']:.3g} ({cd['iterations']})"
         rows["same"].append([rank, same["error"], same["gd"], same["seacd"], _times(same, "seacd"), found["busy"]])
         seacd = own["seacd"], _times(own, "seacd"), own["sequence"], _times(own, "sequence")
         rows["own"].append([rank, own["error"], own["gd"], *seacd, own["two_threads"], learnt])
         rows["steps"].append([rank, *(found["steps"][name] for name in ("same", "gd", "jacobi", "gauss_seidel"))])
-        rows["works"].append(
-            [rank, ops["gram"], ops["residual"], " + ".join(f"{part:.3g}" for part in ops["blocks"]), at_most(ops)]
-            + [wall[name] for name in ("iteration", "residual", "seacd", "sequence")]
-        )
+        rows["walls"].append([rank, *(wall[name] for name in ("iteration", "residual", "seacd", "sequence"))])
+    heads = {
+        "same": "rank | error | GD | SEACD | times | busy",
+        "own": "rank | error | GD | SEACD | times | in sequence | times | GD, 2 threads | scikit-learn",
+        "steps": "rank | same | GD | SEACD | in sequence",
+        "walls": "rank | GD | by residual | 2 updates | in sequence",
+    }
+    return {name: table(head, rows[name]) for name, head in heads.items()}
+
+
+def computed(results: dict[int, dict[str, Any]]) -> str:
+    """Return the sections of operations and of processor time."""
+    rows: dict[str, list[list[Any]]] = {name: [] for name in ("works", "costs", "sweeps")}
+    for rank, found in results.items():
+        ops, cost = found["work"], found["costs"]
+        blocks = " + ".join(f"{part:.3g}" for part in ops["blocks"])
+        rows["works"].append([rank, ops["gram"], ops["residual"], blocks, at_most(ops)])
         gacd = DESCENT / WORKERS * cost["pass"]
         each = {name: 1 if name == "energy" else DESCENT for name in cost}
         shown = (f"{cost[name]:.3g} ({100 * each[name] * cost[name] / gacd:.2g} %)" for name in list(cost)[1:])
@@ -98,15 +132,12 @@ def report(results: dict[int, dict[str, Any]], picture: str, limit: float) -> st
         names = "compiled", "gradient alone", "python", "definition"
         rows["sweeps"].append([rank, *(found["sweeps"][name] for name in names)])
     heads = {
-        "same": "rank | error | GD | SEACD | times | busy",
-        "own": "rank | error | GD | SEACD | times | in sequence | times | GD, 2 threads | scikit-learn",
-        "steps": "rank | same | GD | SEACD | in sequence",
-        "works": "rank | Gram | residual | two blocks | at most | GD | by residual | 2 updates | in sequence",
+        "works": "rank | Gram | residual | two blocks | at most",
         "costs": "rank | both gradients | every energy | at its end | recording | kept state | update itself | copies",
         "sweeps": "rank | compiled | gradient alone | the loop in Python | definition",
     }
     tables = {name: table(head, rows[name]) for name, head in heads.items()}
-    return REPORT.format(commit=commit(), machine=machine(), picture=picture, descent=DESCENT, limit=limit, **tables)
+    return COMPUTED.format(commit=commit(), machine=machine(), descent=DESCENT, **tables)
 
 
 def _times(found: dict[str, float], name: str) -> str:
