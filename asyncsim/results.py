@@ -10,9 +10,11 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,12 +24,16 @@ from zipfile import BadZipFile
 import numpy as np
 
 from asyncsim import stored
+from asyncsim.executors import lives
 from asyncsim.runs import Run
 from asyncsim.stored import StoredTrace, TraceWriter, as_arrays, read_facts, refusing
 from asyncsim.trace import Trace
 
 TRACE, METRICS, ITERATES = "trace.parquet", "metrics.parquet", "iterates.npz"
 SCENARIO, SUMMARY, PROVENANCE = "scenario.json", "summary.json", "provenance.json"
+
+#: When this process began, as far as its files are concerned.
+_BEGAN = time.time()
 
 
 class ResultsError(ValueError):
@@ -51,16 +57,20 @@ def aside(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def folder_aside(path: str | Path, *, force: bool = False) -> Iterator[Path]:
-    """Give a folder beside `path` to fill; rename it to `path` when all went well, else delete it."""
+    """Give a folder beside `path` to fill; rename it to `path` when all went well, else delete it.
+
+    What a process that was killed has left beside `path` goes too.
+    """
     path = Path(path)
     refuse_existing(path, force=force)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    _remove_stale(path)
+    partial = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".partial", dir=path.parent))
     os.chmod(partial, 0o755)
     try:
         yield partial
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            old = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".old", dir=path.parent))
             os.replace(path, old / "run")
             os.replace(partial, path)
             shutil.rmtree(old)
@@ -68,6 +78,30 @@ def folder_aside(path: str | Path, *, force: bool = False) -> Iterator[Path]:
             os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _prefix(path: Path) -> str:
+    """Return how names beside `path` begin that are this process's; machines may share the folder."""
+    return f".{path.name}.{_machine()}.{os.getpid()}."
+
+
+def _machine() -> str:
+    return platform.node()[:40]
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what processes of this machine have left beside `path` that were killed before this one began.
+
+    An ".old" one stays as long as there is nothing at `path` itself: it may be the only run that there is.
+    """
+    name = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_machine())}\.(\d+)\.[^.]+\.(partial|old)")
+    for entry in path.parent.iterdir():
+        found = name.fullmatch(entry.name)
+        with contextlib.suppress(OSError):  # another process removes it as well
+            if found and entry.is_dir() and entry.stat().st_mtime < _BEGAN and (found[2] != "old" or path.exists()):
+                process = int(found[1])
+                if process == os.getpid() or not lives(process):  # in a container, processes have the same few numbers
+                    shutil.rmtree(entry)
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:

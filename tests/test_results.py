@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +78,59 @@ def test_a_folder_that_fails_leaves_what_was_there(tmp_path: Path, error: type[B
     with pytest.raises(error):
         write_half()
     assert contents(tmp_path) == {"run/scenario.json": b"old"}
+
+
+LEAVES_HALF = """
+import os, signal, sys
+from asyncsim.results import folder_aside
+with folder_aside(sys.argv[1]) as partial:
+    (partial / "trace.parquet").write_text("half")
+    print(partial, flush=True)
+    sys.stdin.read() if sys.argv[2] == "lives" else os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="who lives is told from /proc")
+@pytest.mark.parametrize("fate", ["lives", "killed", "killed elsewhere", "killed under our number", "killed beside"])
+def test_what_a_killed_process_left_is_removed_and_nothing_else(
+    fate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "_BEGAN", time.time() + 60)  # what the process leaves is older than this one
+    out = tmp_path / ("run.more" if fate == "killed beside" else "run")
+    command = [sys.executable, "-c", LEAVES_HALF, str(out), fate.split()[0]]
+    with subprocess.Popen(
+        command, stdin=-1, stdout=-1, text=True, env={**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    ) as other:
+        assert other.stdout is not None
+        left = Path(other.stdout.readline().strip())
+        if fate != "lives":
+            other.wait()
+        pid = f".{other.pid}."
+        assert pid in left.name
+        if fate == "killed elsewhere":
+            left = left.rename(left.with_name(left.name.replace(platform.node()[:40], "elsewhere")))
+        if fate == "killed under our number":
+            left = left.rename(left.with_name(left.name.replace(pid, f".{os.getpid()}.")))
+        asyncsim.run(build(SCENARIO), tmp_path / "run")
+        assert left.exists() == (fate in ("lives", "killed elsewhere", "killed beside"))
+        other.kill()
+
+
+def test_what_is_younger_than_this_process_is_not_removed(tmp_path: Path) -> None:
+    """Another thread of it may just now be writing that."""
+    with folder_aside(tmp_path / "run") as one:
+        asyncsim.run(build(SCENARIO), tmp_path / "run")
+        assert one.exists()
+
+
+def test_the_only_run_that_there_is_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was killed between moving the old run away and the new one in its place."""
+    monkeypatch.setattr(results, "_BEGAN", time.time() + 60)
+    old = tmp_path / f".run.{platform.node()[:40]}.{os.getpid()}.abc.old"
+    old.mkdir()
+    for there in (True, False):
+        asyncsim.run(build(SCENARIO), tmp_path / "run", force=True)
+        assert old.exists() == there
 
 
 #: What writes the files of a run, in turn; each fails in the middle of the file it is given.

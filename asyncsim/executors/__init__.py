@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
@@ -68,3 +69,17 @@ def here(function: str, tasks: Sequence[Task]) -> Outcomes:
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def lives(pid: int) -> bool:
+    """Return whether a process of this machine still runs; True where that cannot be told."""
+    if sys.platform == "win32":
+        return True
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except ProcessLookupError:
+        return False
+    except (OSError, IndexError):
+        return True  # not ours to ask, or a system without /proc

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from asyncsim.executors import lives
 from asyncsim.scenario import Scenario, ScenarioError
 from asyncsim.sources.recorded.messages import Died, Failed, Job, Model, Ready
 from asyncsim.sources.recorded.processes import BEGINNING, BadStart, could_not_start, unpack, with_cache
@@ -96,18 +97,6 @@ def look_for(take: Callable[[], Any], end: float = math.inf, longest: float = LO
 def _completed(request: Any) -> Any:
     """Wait for a request; return what was received."""
     return look_for(lambda: answer if (answer := request.test())[0] else None)[1]
-
-
-def lives(pid: int) -> bool:
-    """Return whether a process of this machine still runs."""
-    try:
-        os.kill(pid, 0)
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except ProcessLookupError:
-        return False
-    except (OSError, IndexError):
-        return True  # not ours to ask, or a system without /proc
 
 
 class Ranks:
