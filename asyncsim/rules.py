@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from asyncsim.compiling import njit
-from asyncsim.trace import APPLIED, ARRIVE, RECEIVE
+from asyncsim.trace import APPLIED, ARRIVE, LOST, RECEIVE
 
 #: What is carried of the rows before: time and kind of the last one, its worker and draw, and the newest update that
 #: was applied, first before the rows that share the last one's time, then with them.
@@ -56,6 +56,12 @@ def part_kept(  # type: ignore[no-untyped-def]
         if not np.isnan(arrive[i]):
             in_order = read[i] <= start[i] <= done[i] <= arrive[i] <= settled[i]
             time, kind = arrive[i], ARRIVE
+        elif status[i] == LOST:  # it may have been started and computed, or not
+            before_start = read[i] <= start[i] or np.isnan(start[i])
+            begun = read[i] if np.isnan(start[i]) else start[i]
+            ended = begun if np.isnan(done[i]) else done[i]
+            in_order = before_start and begun <= ended <= settled[i]
+            time, kind = settled[i], RECEIVE
         else:
             in_order = read[i] <= start[i] <= settled[i] and np.isnan(done[i])
             time, kind = settled[i], RECEIVE

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from asyncsim.trace import APPLIED, CANCELLED, Trace
+from asyncsim.trace import APPLIED, CANCELLED, LOST, Trace
 
 Reply = Literal["after_apply", "before_apply"]
 
@@ -122,8 +122,8 @@ def throughput(trace: Trace, *, warmup: int = 0) -> np.ndarray:
 def waiting(trace: Trace) -> np.ndarray:
     """Return how long the worker idles after each gradient, until it starts its next one; shape (rows,).
 
-    A worker stops computing at `done_time`, or, where the gradient was cancelled, at `apply_time`. NaN for the last
-    gradient of a worker, for unknown times, and after a gradient that was never finished.
+    A worker stops computing at `done_time`, or, where the gradient was cancelled or the worker crashed, at `apply_time`.
+    NaN for the last gradient of a worker, for unknown times, and after a gradient that was never finished.
     """
     _need(trace, "waiting", "start_time", "done_time", "apply_time")
     after = _next_row(trace)
@@ -177,8 +177,9 @@ def _next_row(trace: Trace) -> np.ndarray:
 
 
 def _end_of_computing(trace: Trace) -> np.ndarray:
-    """Return when each gradient was computed or, where it was cancelled, given up; NaN where unknown."""
-    return np.where(trace["status"] == CANCELLED, trace["apply_time"], trace["done_time"])
+    """Return when each gradient was computed or, where it was stopped or a crash ended it, when that was."""
+    stopped = (trace["status"] == CANCELLED) | ((trace["status"] == LOST) & np.isnan(trace["done_time"]))
+    return np.where(stopped, trace["apply_time"], trace["done_time"])
 
 
 def _share_of_cycles(trace: Trace, begin: np.ndarray, end: np.ndarray, warmup: int) -> np.ndarray:

@@ -14,9 +14,10 @@ from asyncsim.durations import Exponential, SimulationError
 from asyncsim.methods.sgd import SGD
 from asyncsim.policies import Policy
 from asyncsim.prediction import predict
+from asyncsim.rules import surely_kept
 from asyncsim.scenario import build
 from asyncsim.sources import simulate
-from asyncsim.trace import APPLIED, LOST
+from asyncsim.trace import APPLIED, LOST, REQUIRED, TIMES
 
 SEED = 11
 #: Standard errors that a mean may be off: a chance of 1 in 100.
@@ -261,6 +262,7 @@ def test_availability(down):
     assert up / (workers * end) == pytest.approx(expected, rel=0.03)
     assert staleness.throughput(trace)[0] == pytest.approx(workers * expected, rel=0.03)
     assert staleness.throughput(trace)[0] != pytest.approx(workers * (1.0 - expected), rel=0.03)
+    assert staleness.utilization(trace).mean() == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -314,6 +316,23 @@ def test_crashes_and_returns_alone_are_no_progress(engine):
     scenario = cluster(3, crash=CRASH).model_copy(update={"policy": NeverEnough()})
     with pytest.raises(SimulationError, match=r"stands still at version 0: nothing can happen any more$"):
         simulate(scenario, engine=engine)
+
+
+@pytest.mark.parametrize("network", [None, {"latency": ONE, "loss": 0.4, "retries": 0}], ids=["instant", "lossy"])
+def test_the_quick_check_knows_lost_gradients(network):
+    """A table with every kind of loss passes it; one lost before it was read does not."""
+    trace = simulate(cluster(4, RANDOM, updates=3000, crash=CRASH, network=network))
+    assert (trace["status"] == LOST).sum() > 400
+    columns = {name: trace[name].copy() for name in REQUIRED}
+    times = {name: trace[name].copy() for name in TIMES}
+
+    def kept():
+        return surely_kept(trace.replicas, trace.updates, trace.workers, *columns.values(), *times.values())
+
+    assert kept()
+    row = np.flatnonzero(trace["status"] == LOST)[-1]
+    times["read_time"][row] = np.nextafter(times["apply_time"][row], np.inf)
+    assert not kept()
 
 
 def test_theory_says_nothing_of_what_it_does_not_know():

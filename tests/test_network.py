@@ -9,7 +9,10 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from asyncsim.network import Network
+from asyncsim import streams
+from asyncsim.durations import Uniform
+from asyncsim.methods.sgd import SGD
+from asyncsim.network import Link, Network
 from asyncsim.scenario import ScenarioError, build
 from asyncsim.sources import simulate
 from asyncsim.trace import CANCELLED
@@ -26,6 +29,7 @@ def hops(routes):
     [
         (Network(), 4, [1, 1, 1, 1]),
         (Network(topology="star"), 4, [1, 1, 1, 1]),
+        (Network(topology="switch"), 3, [2, 2, 2]),
         (Network(topology="complete"), 4, [1, 1, 1, 1]),
         (Network(topology="ring"), 5, [1, 2, 3, 2, 1]),
         (Network(topology="path"), 4, [1, 2, 3, 4]),
@@ -54,6 +58,36 @@ def test_ways_are_shortest_connected_and_lead_back(topology):
         assert (way[0][0], way[-1][1]) == (worker + 1, 0)
         assert all(before[1] == after[0] for before, after in itertools.pairwise(way))
         assert [routes.ends[link] for link in down] == [(b, a) for a, b in reversed(way)]
+
+
+def test_workers_behind_a_switch_share_one_cable():
+    routes = Network(topology="switch").routes(4)
+    assert {routes.ends[way[-1]] for way in routes.up} == {(1, 0)}
+    assert {routes.ends[way[0]] for way in routes.down} == {(0, 1)}
+    assert len({way[0] for way in routes.up}) == len({way[-1] for way in routes.down}) == 4
+    assert [routes.ends[way[0]] for way in routes.up] == [(node, 1) for node in (2, 3, 4, 5)]
+
+
+def test_cables_are_numbered_in_pairs():
+    for topology in ("star", "switch", "tree", "torus"):
+        routes = Network(topology=topology).routes(7)
+        assert {link % 2 for way in routes.up for link in way} == {0}
+        assert all(routes.ends[link] == routes.ends[link + 1][::-1] for link in range(0, routes.links, 2))
+
+
+def test_what_is_said_nearest_counts():
+    """Of a cable in one direction, of the cable, of the network in one direction, of the network."""
+    cable = {"between": (0, 2), "bandwidth": 3.0, "up": {"bandwidth": 4.0, "loss": 0.4}}
+    network = Network(bandwidth=1.0, loss=0.1, up={"bandwidth": 2.0}, links=[cable])
+    passages = network.passages(network.routes(3), [None, None, Link(loss=0.2, down={"loss": 0.3})])
+    assert [(passage.bandwidth, passage.loss) for passage in passages] == [
+        (2.0, 0.1),
+        (1.0, 0.1),
+        (4.0, 0.4),
+        (3.0, 0.1),
+        (2.0, 0.2),
+        (1.0, 0.3),
+    ]
 
 
 def test_the_star_is_the_same_with_and_without_a_graph():
@@ -160,6 +194,63 @@ def test_links_deliver_in_order_whatever_the_latency():
     assert (np.diff(trace["start_time"][started][order]) >= 0).all()
     travelled = (trace["start_time"] - trace["read_time"])[started]
     assert ((travelled > 0) & (travelled < 5)).any()  # held up by the one before, although its own latency was 0
+
+
+def test_up_and_down_may_differ():
+    """A message takes 2 down to a worker and 4 up from it, and 0.5 and 0.25 to travel."""
+    up, down = ({"bandwidth": b, "latency": {"law": "constant", "value": v}} for b, v in ((2.0, 0.25), (4.0, 0.5)))
+    trace = simulate(scenario([1.0, 3.0], up=up, down=down, updates=6))
+    assert np.array_equal(trace["start_time"], trace["read_time"] + 2.5)
+    assert np.array_equal(trace["arrive_time"], trace["done_time"] + 4.25)
+
+
+def test_the_cable_behind_a_switch_is_waited_for():
+    """Models leave the shared cable at 1, 2 and 3, the workers' own a tenth later; gradients come back in order."""
+    links = [{"between": [0, 1], "bandwidth": 8.0}]
+    trace = simulate(scenario([1.0] * 3, topology="switch", bandwidth=80.0, links=links, updates=3))
+    assert by_worker(trace, "start_time") == pytest.approx({0: 1.1, 1: 2.1, 2: 3.1})
+    assert by_worker(trace, "arrive_time") == pytest.approx({0: 3.2, 1: 4.2, 2: 5.2})
+
+
+@pytest.mark.parametrize("engine", ["simpy", "compiled"])
+def test_one_cable_may_differ(engine):
+    """Of three workers in a row the cable between the first and the second is slow; groups say it of their own."""
+    slow = {"links": [{"between": [1, 2], "latency": {"law": "constant", "value": 5.0}}]}
+    trace = simulate(scenario([1.0] * 3, topology="path", updates=30, **slow), engine=engine)
+    assert by_worker(trace, "start_time") == {0: 0.0, 1: 5.0, 2: 5.0}
+    data = scenario([1.0] * 3, updates=30).resolved()
+    data["cluster"]["workers"][1]["link"] = {"latency": {"law": "constant", "value": 5.0}}
+    trace = simulate(build(data), engine=engine)
+    assert set((trace["start_time"] - trace["read_time"])[trace["worker"] == 1]) == {5.0}
+    assert set((trace["start_time"] - trace["read_time"])[trace["worker"] != 1]) == {0.0}
+
+
+@pytest.mark.parametrize("engine", ["simpy", "compiled"])
+def test_a_law_of_bandwidth_is_drawn_for_each_message(engine):
+    law = {"law": "uniform", "low": 2.0, "high": 8.0}
+    trace = simulate(scenario([1.0], bandwidth=law, updates=200), engine=engine)
+    for purpose, passage in (
+        (streams.BANDWIDTH_DOWN, trace["start_time"] - trace["read_time"]),
+        (streams.BANDWIDTH_UP, trace["arrive_time"] - trace["done_time"]),
+    ):
+        found = Uniform(low=2.0, high=8.0).sample(0, 0, 0, 0, size=200, purpose=purpose)
+        assert passage == pytest.approx(8.0 / found, rel=1e-9)
+
+
+class Compressed(SGD):
+    """A method whose messages up are a quarter of those down."""
+
+    def message_bytes(self, problem, workers):
+        return 4 * problem.dimension, 16 * problem.dimension
+
+
+def test_bytes_of_the_method():
+    data = scenario([1.0, 1.0], updates=20, bandwidth=24.0, up={"bandwidth": 6.0}).resolved()
+    data |= {"problem": {"kind": "quadratic", "eigenvalues": [1.0, 2.0, 3.0]}, "method": {"kind": "sgd", "step": 0.1}}
+    trace = simulate(build(data).model_copy(update={"method": Compressed(step=0.1)}))
+    assert (set(trace["bytes_up"].tolist()), set(trace["bytes_down"].tolist())) == ({12}, {48})
+    assert np.array_equal(trace["start_time"], trace["read_time"] + 2.0)
+    assert np.array_equal(trace["arrive_time"], trace["done_time"] + 2.0)
 
 
 def test_bytes_on_the_wire():
