@@ -252,3 +252,13 @@ def test_reads_of_mixed_versions_tell_no_energy():
     watched = WithEnergies(METHOD)
     found = watched.complete(replay(trace, watched, problem, metrics=metrics).measurements, 0)
     np.testing.assert_array_equal(found["value"], plain["value"])
+
+
+def test_a_real_run_tells_its_energies_and_replays_bit_for_bit():
+    real = {"source": "record", "backend": "threads"}
+    run = asyncsim.run(described(FACTORIZATIONS["nmf"], workers=2, updates=60, **real))
+    assert run.summary["recorded"]["replay"] == "identical"
+    table = run.metrics[run.metrics["metric"] == "energy"]
+    assert len(table) == 61
+    plain = replay(run.trace, METHOD, FACTORIZATIONS["nmf"], metrics=Metrics(every=1, record=["energy"]))
+    np.testing.assert_allclose(table["value"], plain.measurements["value"], rtol=1e-12)
