@@ -30,7 +30,8 @@ class _Commands(click.Group):
         try:
             return super().invoke(context)
         except _bad_input() as error:
-            click.echo(f"error: {error}", err=True)
+            if _rank() == 0:  # all ranks of an MPI job were given the same
+                click.echo(f"error: {error}", err=True)
             context.exit(BAD_INPUT)
         except _failures() as error:
             click.echo(f"failed: {error}", err=True)
@@ -124,6 +125,11 @@ def run(
     scenario = load(file, overrides=_overrides(settings, seed))
     folder = Path(out) if out is not None else Path("runs") / scenario.name
     stage = _no_stage if quiet else _stage
+    if not parallel["shard"]:
+        _fits_the_job(scenario)
+    if _rank() > 0 and scenario.run.backend == "mpi":
+        _serve_as_rank(scenario, folder, force)
+        return
     if scenario.sweep is not None:
         _run_sweep(scenario, folder, file, quiet, stage, force=force, **parallel)
         return
@@ -131,6 +137,7 @@ def run(
         raise asyncsim.ScenarioError(f"{file}: has no [sweep], so there are no cells for --shard or --executor dask")
     from asyncsim.experiment import run as run_scenario
     from asyncsim.results import ended_early
+    from asyncsim.sources.recorded.mpi import leave_together
 
     try:
         result = run_scenario(scenario, folder, force=force, stage=stage)
@@ -138,6 +145,8 @@ def run(
         kept = scenario.run.source == "record" and (folder / "summary.json").exists()
         click.echo(f"interrupted{f'; what happened until then is kept in {folder}' if kept else ''}", err=True)
         sys.exit(INTERRUPTED)
+    finally:
+        leave_together()  # the other ranks, where a user's own MPI job has recorded
     from asyncsim.pictures import draw_run
 
     with stage("drawing", None):
@@ -153,6 +162,37 @@ def run(
         more = f" ({len(result.diverged)} of {len(result.trace.replicas)} replicas did)" * (len(result.diverged) > 1)
         click.echo(f"failed: {result.diverged[0]}{more}; the run is kept up to there. Try a smaller step", err=True)
         sys.exit(FAILED)
+
+
+def _rank() -> int:
+    """Return the rank of this process in an MPI job, 0 outside of one."""
+    from asyncsim.sources.recorded.mpi import place_in_job
+
+    return place_in_job()[0]
+
+
+def _fits_the_job(scenario: Any) -> None:
+    """Refuse to do the same in every rank of an MPI job."""
+    from asyncsim.sources.recorded.mpi import place_in_job
+
+    ranks = place_in_job()[1]
+    if ranks > 1 and scenario.run.backend != "mpi":
+        raise asyncsim.ScenarioError(
+            f"an MPI job of {ranks} ranks would make the same run {ranks} times; start it without mpiexec, record on "
+            "its ranks with run.backend = 'mpi', or give each rank its part of a sweep with --shard"
+        )
+
+
+def _serve_as_rank(scenario: Any, folder: Path, force: bool) -> None:
+    """Work for rank 0 of an MPI job that a user has started; it writes the run, and says what there is to say."""
+    from asyncsim.results import refuse_existing
+    from asyncsim.sources.recorded import Interrupted
+    from asyncsim.sources.recorded.mpi import leave_together
+
+    refuse_existing(folder, force=force)
+    with contextlib.suppress(Interrupted, RuntimeError):
+        asyncsim.record(scenario)
+    leave_together()
 
 
 def _run_sweep(scenario: Any, folder: Path, file: str, quiet: bool, stage: Any, **settings: Any) -> None:

@@ -103,8 +103,11 @@ def _recorded(scenario: Scenario, out: str | Path | None, *, force: bool, record
 
     A real run cannot be had again, so it is saved before anything else is done with it; until then signals wait.
     """
+    from asyncsim.sources.recorded.mpi import place_in_job
     from asyncsim.summary import iterate_sha256
 
+    if scenario.run.backend == "mpi" and place_in_job()[0] > 0:
+        out = None  # in a user's own MPI job rank 0 writes it
     with interrupts.noted():
         with stage("recording", _updates(scenario)) as progress:
             try:

@@ -313,6 +313,61 @@ except (ZeroDivisionError, RuntimeError) as error:
     assert all("worker 1 failed at its draw 2" in str(one["ended"]) for one in found)
 
 
+FILE = """
+name = "ranks"
+seed = 3
+problem = { kind = "quadratic", eigenvalues = [1.0, 2.0, 3.0] }
+method = { kind = "sgd", step = 0.05 }
+run = { source = "record", backend = "mpi", wait = "sleep", updates = 60, replicas = 2 }
+[[cluster.workers]]
+count = 3
+service = { law = "exponential", mean = 0.002 }
+"""
+
+
+def run_in_job(folder: Path, *settings: str) -> tuple[int, str, str]:
+    """Run the file by a user's own mpiexec -n 4; return its exit code, output and errors."""
+    assert MPIEXEC is not None
+    (folder / "ranks.toml").write_text(FILE)
+    command = [MPIEXEC, "-n", "4", sys.executable, "-m", "asyncsim", "run", "ranks.toml", "--out", "run", *settings]
+    path = os.pathsep.join([os.getcwd(), *filter(None, sys.path)])
+    environ = {**environment(), "PYTHONPATH": path}
+    done = subprocess.run(command, env=environ, cwd=folder, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_rank_0_writes_what_a_users_own_job_has_recorded(tmp_path: Path) -> None:
+    code, output, errors = run_in_job(tmp_path)
+    assert (code, errors) == (0, "")
+    assert output.count("recorded on mpi; replay: identical") == 1
+    run = asyncsim.open_run(tmp_path / "run")
+    assert run.trace.updates.tolist() == [60, 60]
+    assert run.summary["recorded"]["replay"] == "identical"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ranks.toml", "run"]
+    code, output, errors = run_in_job(tmp_path)
+    assert (code, output) == (2, "")
+    assert errors.count("error: run: holds a complete run") == 1
+
+
+def test_ranks_do_not_all_do_the_same(tmp_path: Path) -> None:
+    code, output, errors = run_in_job(tmp_path, "--set", "run={ updates = 60 }")
+    assert (code, output) == (2, "")
+    assert errors.count("error: an MPI job of 4 ranks would make the same run 4 times; start it without mpiexec") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_rank_writes_the_run_of_a_script(tmp_path: Path) -> None:
+    text = f"""
+run = asyncsim.run(scenario(), "{tmp_path}/run")
+assert run.summary["recorded"]["replay"] == "identical"
+"""
+    assert MPIEXEC is not None
+    script = run_script(tmp_path, text, MPIEXEC, "-n", "4")
+    output, errors = script.communicate()
+    assert script.returncode == 0, output + errors
+    assert asyncsim.open_run(tmp_path / "run").trace.updates.tolist() == [60]
+
+
 def test_a_users_own_job_needs_a_rank_for_each_worker_and_one(tmp_path: Path) -> None:
     assert MPIEXEC is not None
     script = run_script(tmp_path, "asyncsim.record(scenario(workers=3))", MPIEXEC, "-n", "3")

@@ -36,14 +36,23 @@ SHARE = 1 / 8
 #: Seconds between two looks at which ranks live, and those that a dead rank's last message has to arrive in.
 GLANCE, LAST_WORDS = 0.05, 0.05
 
-#: What a launcher sets for each rank that it starts.
-RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+#: What a launcher sets for each rank that it starts: its number, and how many there are.
+PLACES = {"PMI_RANK": "PMI_SIZE", "PMIX_RANK": "SLURM_NTASKS", "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE"}
+RANK_VARIABLES = tuple(PLACES)
 
 
 class Farewell(NamedTuple):
     """A worker sends nothing more."""
 
     worker: int
+
+
+def place_in_job() -> tuple[int, int]:
+    """Return (rank, number of ranks) as the launcher of this process says; (0, 1) where there is none."""
+    for rank, size in PLACES.items():
+        if rank in os.environ and size in os.environ:
+            return int(os.environ[rank]), int(os.environ[size])
+    return 0, 1
 
 
 def run_replica(scenario: Scenario, replica: int, progress: Callable[[int], Any] | None) -> Outcome:
@@ -81,6 +90,18 @@ class World:
 def join() -> World:
     """Return the job that this process is part of; all ranks must call it."""
     return World()
+
+
+def leave_together() -> None:
+    """Let the other ranks end now, or, as one of them, wait until rank 0 does so; MPI's own end takes a core each."""
+    if not join.cache_info().currsize:
+        return  # rank 0 has not come so far
+    world = join()
+    if world.rank > 0:
+        _completed(look_for(lambda: world.communicator.improbe(source=0), longest=LONG).irecv())
+    else:
+        living = set(range(1, world.size)) - {worker + 1 for worker in world.lost}
+        world.undone += [world.communicator.isend(None, dest=rank) for rank in sorted(living)]
 
 
 def look_for(take: Callable[[], Any], end: float = math.inf, longest: float = LONGEST) -> Any:
