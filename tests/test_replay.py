@@ -18,9 +18,12 @@ from asyncsim.methods import (
     SGD,
     STEP_RULES,
     Adam,
+    DecentralizedSGD,
     LocalSGD,
     NoisyGD,
     SaddleNGD,
+    ZerothOrderConditionalGradient,
+    ZerothOrderSGD,
 )
 from asyncsim.methods.base import Method, State
 from asyncsim.problems import (
@@ -143,6 +146,11 @@ EVERY_METHOD |= {
     "saddle_ngd": SaddleNGD(step=0.05, radius=0.1, every=3),
     "adam": Adam(step=0.05),
     "local_sgd": LocalSGD(step=0.05, local_steps=1),
+    "decentralized_sgd": DecentralizedSGD(step=0.05, graph={"topology": "ring"}),
+    "zeroth_order_sgd": ZerothOrderSGD(step=0.05, smoothing=0.01),
+    "zeroth_order_conditional_gradient": ZerothOrderConditionalGradient(
+        smoothing=0.01, projection={"set": "ball", "radius": 1.0}
+    ),
     # Perturbed in the last of twelve updates, so that none has anything done that others have not.
     "seacd": SEACD(
         delay_bound=3, epsilon=0.1, smoothness=9.0, step=0.01, descent=12, escape_time=9, decrease=1e9, large_step=1e9
@@ -206,7 +214,8 @@ def calls(method, problem, replicas: int) -> int:
 
 
 #: Gradients of a whole data set are computed in pieces of bounded size: the more replicas, the more pieces.
-EXACT, IN_PIECES = {"gd", "pgd", "pagd", "seacd"}, {"softmax", "tanh_network", "conv_network", "autoencoder"}
+EXACT = {"gd", "pgd", "pagd", "seacd", "zeroth_order_sgd", "zeroth_order_conditional_gradient"}
+IN_PIECES = {"softmax", "tanh_network", "conv_network", "autoencoder"}
 
 
 @pytest.mark.parametrize("problem", EVERY_PROBLEM)
