@@ -201,16 +201,15 @@ def advance(
     if isinstance(memories, Shared):
         payloads = [method.message(problem, x, memories[0], row)[0] for row, x in zip(rows, reads, strict=True)]
         return method.apply(problem, state, payloads, rows)
-    payloads, applied = [], []
+    payloads = []
     for place, (row, x_read) in enumerate(zip(rows, reads, strict=True)):
         payload, memory = method.message(problem, x_read, memories[row.worker], row)
+        memories[row.worker] = method.lost(payload, memory) if lost and lost[place] else memory
         if row.update >= 0:
             payloads.append(payload)
-            applied.append(row)
-        elif lost[place]:
-            memory = method.lost(payload, memory)
-        memories[row.worker] = memory
-    return method.apply(problem, state, payloads, applied)
+    if len(payloads) < len(rows):
+        rows = [row for row in rows if row.update >= 0]
+    return method.apply(problem, state, payloads, rows)
 
 
 class Shared(list[Any]):
@@ -260,7 +259,7 @@ class _Loop:
         alive = np.ones(places.size, dtype=bool)
         schedule.write(0, state.x)
         self._record(0, state, places, replicas, alive)
-        unreported = 0
+        unreported, remembered = 0, method.remembers
         for update in range(schedule.updates):
             rows = schedule.rows(update)
             reads = [schedule.read(update, gradient) for gradient in range(len(rows))]
@@ -268,7 +267,7 @@ class _Loop:
                 for row, x_read in ((row, x) for row, x in zip(rows, reads, strict=True) if np.any(row.update >= 0)):
                     self.played[places] += problem.played_loss(method.model(problem, x_read), row)
             before = state.x
-            lost = schedule.lost(update) if isinstance(schedule, ReplicaSchedule) else []
+            lost = schedule.lost(update) if remembered and isinstance(schedule, ReplicaSchedule) else ()
             state = advance(method, problem, state, memories, rows, reads, lost)
             if not alive.all():
                 state = state._replace(x=np.where(alive[:, None], state.x, before))
@@ -299,13 +298,16 @@ class _Loop:
     def _record(self, version: int, state: State, places: np.ndarray, replicas: np.ndarray, alive: np.ndarray) -> None:
         if self.checksums:
             self.checksums[places[0]][version] = checksum(state.x)
+        measured = bool(self.meter.names) and self.meter.is_due(version)
+        if not measured and self.iterates is None and self.squared_distances is None:
+            return
         x = self.method.model(self.problem, state.x)
         if self.iterates is not None:
             self.iterates[places, version] = x
         if self.squared_distances is not None:
             squared = ((x - self.problem.minimizer) ** 2).sum(axis=-1)
             self.squared_distances[places, version] = np.where(alive, squared, np.nan)
-        if self.meter.names and self.meter.is_due(version):
+        if measured:
             played = None if self.played is None else self.played[places]
             told = {name: np.reshape(self.method.measure(self.problem, state, name), -1) for name in self.told}
             self.meter.measure(version, x.reshape(places.size, -1), replicas, played, alive, told)
