@@ -122,7 +122,7 @@ def throughput(trace: Trace, *, warmup: int = 0) -> np.ndarray:
 def waiting(trace: Trace) -> np.ndarray:
     """Return how long the worker idles after each gradient, until it starts its next one; shape (rows,).
 
-    A worker stops computing at `done_time`, or, where the gradient was cancelled or the worker crashed, at `apply_time`.
+    A worker stops computing at `done_time`, or at `apply_time` where the gradient was cancelled or the worker crashed.
     NaN for the last gradient of a worker, for unknown times, and after a gradient that was never finished.
     """
     _need(trace, "waiting", "start_time", "done_time", "apply_time")
