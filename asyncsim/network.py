@@ -189,8 +189,12 @@ class Network(Spec):
     @property
     def is_star(self) -> bool:
         """Whether every worker has a link of its own."""
-        shape = self.edges is None and self.topology in (None, "star") and not self.arguments
-        return shape and self.workers is None and self.server is None
+        return self.edges is None and self.topology in (None, "star") and self.has_usual_places
+
+    @property
+    def has_usual_places(self) -> bool:
+        """Whether the graph is as its name says, and server and workers are where they are if nothing is said."""
+        return not self.arguments and self.workers is None and self.server is None
 
     def passages(self, routes: Routes, own: Sequence[Link | None] = ()) -> list[Passage]:
         """Return what a message meets on each link; `own` is what is particular to each worker's own cable.
@@ -254,11 +258,14 @@ class Network(Spec):
         >>> Network(topology="path").routes(3).up
         [[0], [2, 0], [4, 2, 0]]
         """
+        ends: list[tuple[Node, Node]]
         if self.is_star:
-            ends: list[tuple[Node, Node]] = []
-            for worker in range(workers):
-                ends += [(worker + 1, 0), (0, worker + 1)]
+            ends = [end for node in range(1, workers + 1) for end in ((node, 0), (0, node))]
             return Routes(2 * workers, [[2 * w] for w in range(workers)], [[2 * w + 1] for w in range(workers)], ends)
+        if self.topology == "switch" and self.has_usual_places:
+            ends = [(1, 0), (0, 1), *(end for node in range(2, workers + 2) for end in ((node, 1), (1, node)))]
+            links = range(2, 2 * workers + 2, 2)  # of each worker's own cable
+            return Routes(2 * workers + 2, [[link, 0] for link in links], [[1, link + 1] for link in links], ends)
         graph = self.graph(workers)
         nodes = list(graph)
         server = nodes[0] if self.server is None else self.server

@@ -374,6 +374,14 @@ def test_service_times_of_a_message_add_up(network, engine):
         assert np.array_equal(trace["arrive_time"], trace["done_time"] + 5.0)
 
 
+def test_throughput_of_messages_of_several_gradients():
+    scenario = with_method(cluster(4, RANDOM, updates=20_000), Local)
+    assert predict(scenario)["throughput"] == pytest.approx(4.0 / 3.0)
+    assert staleness.throughput(simulate(scenario))[0] == pytest.approx(4.0 / 3.0, rel=0.02)
+    assert "staleness_var" not in predict(scenario)  # Erlang times, not exponential ones
+    assert "staleness_var" in predict(with_method(cluster(4, RANDOM), SGD))
+
+
 # --- one rule broken ----------------------------------------------------------------------------------------------
 
 

@@ -68,6 +68,16 @@ def test_workers_behind_a_switch_share_one_cable():
     assert [routes.ends[way[0]] for way in routes.up] == [(node, 1) for node in (2, 3, 4, 5)]
 
 
+def test_the_switch_is_the_same_with_and_without_a_graph():
+    with_graph = Network(topology="switch", server=0).routes(5)
+    for name in ("up", "down"):
+        ways = [
+            [[routes.ends[link] for link in way] for way in getattr(routes, name)]
+            for routes in (with_graph, Network(topology="switch").routes(5))
+        ]
+        assert ways[0] == ways[1]
+
+
 def test_cables_are_numbered_in_pairs():
     for topology in ("star", "switch", "tree", "torus"):
         routes = Network(topology=topology).routes(7)
