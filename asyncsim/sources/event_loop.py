@@ -9,6 +9,12 @@ where no policy stops workers, a model's arrival, the computation and the passag
 from one another, so only the last of them is an event. The server's one pending update is kept beside the heap.
 Exponential durations are made for several draws of a worker at once, which randomness by address allows. And where
 messages and updates take no time and every gradient is used at once, all that follows a computation is one step.
+
+What only some clusters have (links that differ, lose messages or fill up, workers that crash, gradients of several
+steps) is in `Particulars`. Where it is None, numba leaves out every branch that asks for it.
+
+Editing a function that is compiled into this loop from another file (event_heap, sampler) leaves numba's compiled copy
+of the loop as it was: delete the .nbi files of this folder's __pycache__.
 """
 
 from __future__ import annotations

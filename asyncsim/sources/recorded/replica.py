@@ -87,7 +87,7 @@ def make_server(scenario: Scenario, replica: int, progress: Any) -> Server:
 
 def service_times(scenario: Scenario, replica: int) -> Callable[[int, int], float]:
     """Return the function (worker, draw) → seconds that the service law gives, the same as in a simulation."""
-    from asyncsim.sources.simpy_model import AddressedDurations
+    from asyncsim.sources.crossings import AddressedDurations
     from asyncsim.streams import SERVICE
 
     cluster = scenario.cluster
