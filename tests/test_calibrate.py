@@ -411,6 +411,12 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         calibrate(tmp_path / "none.csv")
 
 
+@pytest.mark.parametrize("updates", [1, 19])
+def test_too_few_updates_are_refused(updates: int) -> None:
+    with pytest.raises(TraceError, match=f"needs at least 20 updates after a warmup of 0, got {updates}"):
+        calibrate(simulated((2, ONE), updates=updates))
+
+
 def test_a_worker_with_few_times_joins_the_closest() -> None:
     found = calibrate(simulated((3, Constant(value=1.0)), (1, Constant(value=40.0)), updates=900))
     assert [group.count for group in found.cluster.workers] == [4]

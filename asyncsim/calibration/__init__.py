@@ -124,9 +124,10 @@ def _from_delays(trace: Trace, warmup: int, workers: int | None, source: str) ->
     reply: Reply = "before_apply" if trace.workers > 1 and replies_before(trace) else "after_apply"
     said = workers if workers is not None else trace.workers if trace.workers > 1 else None
     count = said if said is not None else round(float(staleness.mean())) + 1
-    if not staleness.size:
-        raise TraceError(f"{source}: warmup = {warmup} leaves no update")
     updates = int(trace.updates.max())
+    if updates - warmup < FEWEST:
+        left = max(updates - warmup, 0)
+        raise TraceError(f"{source}: needs at least {FEWEST} updates after a warmup of {warmup}, got {left}")
     measured = Measured(staleness_shares(staleness), count, updates, min(warmup, updates - 1), reply)
     fits = fit_delays(measured)
     group = tuple(range(count))
