@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from asyncsim.sources.recorded.memory import ROWS, UNFINISHED, UPDATE, Memory
+from asyncsim.problems import Quadratic, Softmax
+from asyncsim.sources.recorded.memory import OVER, ROWS, RUNNING, UNFINISHED, UPDATE, Memory
 
 #: Seconds after which nobody is waited for any more.
 PATIENCE = 60.0
@@ -45,35 +47,136 @@ class Bowl:
 class At(Bowl):
     """A bowl where something happens when worker `worker`, or anyone, computes its draw `draw`.
 
-    With a folder `place`, the others have only `lead` draws more before the worker is back with a later one.
+    With a folder `place`, the others have only `lead` draws more until that worker has come there, or until it is
+    "back" with a later draw, or its process is "gone" and has been missed: so nothing depends on who is how fast.
     """
 
-    def __init__(self, worker: int | None, draw: int, *, place: str = "", lead: int = 20, **settings: Any):
+    def __init__(
+        self, worker: int | None, draw: int, *, place: Any = "", until: str = "there", lead: int = 20, **settings: Any
+    ):
         super().__init__(**settings)
-        self.worker, self.draw, self.place, self.lead = worker, draw, place, lead
+        self.worker, self.draw, self.place, self.until, self.lead = worker, draw, str(place), until, lead
 
     def stochastic_gradient(self, x: np.ndarray, row: Any) -> np.ndarray:
         """Return x, where nothing happens."""
         if row.update < 0:  # not in a replay
-            mine = self.worker in (None, row.worker)
-            if mine and row.draw == self.draw:
-                self.happens()
-            if self.place:
-                self.wait(mine, row.draw - self.draw)
+            self.in_due_time(row)
         return self.gradient(x)
 
-    def wait(self, mine: bool, later: int) -> None:
-        """Say that the worker is back, or wait for that."""
-        back = Path(self.place, "back")
-        if mine and later > 0:
-            back.touch()
-        end = time.monotonic() + PATIENCE
-        while not mine and later > self.lead and not back.exists() and time.monotonic() < end:
-            time.sleep(0.005)
+    def in_due_time(self, row: Any) -> None:
+        """Let it happen where it is due, and wait for the others."""
+        mine = self.worker in (None, row.worker)
+        later = row.draw - self.draw
+        if mine and later == 0:
+            if self.place:
+                self.note("there", str(os.getpid()))
+            self.happens()
+        if mine and later > 0 and self.place:
+            self.note("back")
+        if not mine and later > self.lead and self.place:
+            self.note("ahead")
+            waited(self.may_go_on)
+
+    def note(self, what: str, text: str = "") -> None:
+        """Leave word for the others."""
+        path = Path(self.place, what)
+        if not path.exists():
+            new = path.with_name(f"{what}-{os.getpid()}-{threading.get_ident()}")
+            new.write_text(text)
+            new.replace(path)
+
+    def noted(self, what: str) -> bool:
+        """Say whether somebody has left word."""
+        return Path(self.place, what).exists()
+
+    def may_go_on(self) -> bool:
+        """Say whether the others need not wait any more."""
+        if self.until == "gone" and self.noted("there"):
+            return not exists(int(Path(self.place, "there").read_text()))
+        return self.noted(self.until)
 
     def happens(self) -> None:
         """Do it."""
         raise NotImplementedError
+
+
+def waited(condition: Callable[[], bool]) -> bool:
+    """Wait until something comes true, but not for ever; say whether it has."""
+    end = time.monotonic() + PATIENCE
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    return condition()
+
+
+def exists(process: int) -> bool:
+    """Say whether a process is there, be it one that its parent has not missed yet."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class Late(At):
+    """One draw takes until another worker is `lead` draws ahead, while the others wait for it there."""
+
+    def __init__(self, worker: int = 1, draw: int = 5, **settings: Any):
+        super().__init__(worker, draw, until="back", **settings)
+
+    def happens(self) -> None:
+        """Wait."""
+        waited(lambda: self.noted("ahead"))
+
+
+class LateQuadratic(Quadratic):
+    """A quadratic with the workers of `Late`."""
+
+    place: str
+
+    def stochastic_gradient(self, x: np.ndarray, row: Any) -> np.ndarray:
+        """Return the gradient, in due time."""
+        if np.all(row.update < 0):
+            Late(place=self.place).in_due_time(row)
+        return super().stochastic_gradient(x, row)
+
+
+class LateDigits(Softmax):
+    """Softmax regression with the workers of `Late`."""
+
+    place: str
+
+    def stochastic_gradient(self, x: np.ndarray, row: Any) -> np.ndarray:
+        """Return the gradient, in due time."""
+        if np.all(row.update < 0):
+            Late(place=self.place).in_due_time(row)
+        return super().stochastic_gradient(x, row)
+
+
+class Torn(At):
+    """The worker reads the rest of a model in blocks only when another update has been made since its first block."""
+
+    def happens(self) -> None:
+        """Arrange for it."""
+        lock, finish, rest = Memory.lock, Memory.finish, UPDATE + self.blocks - 1
+        own = {"writing": False}
+
+        def finishing(memory: Memory) -> None:
+            own["writing"] = True
+            finish(memory)
+            own["writing"] = False
+
+        def locking(memory: Memory, which: int = UPDATE) -> Any:
+            if which == rest and not own["writing"]:
+                before = memory.version
+                self.note("back")
+                waited(lambda: memory.version > before or memory.counter[OVER] != RUNNING)
+            return lock(memory, which)
+
+        Memory.finish, Memory.lock = finishing, locking  # type: ignore[method-assign]
+
+    def __init__(self, blocks: int, **settings: Any):
+        super().__init__(1, 5, until="back", **settings)
+        self.blocks = blocks
 
 
 class Failing(At):
