@@ -34,7 +34,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 QUADRATIC = {"kind": "quadratic", "eigenvalues": [1.0, 2.0, 3.0]}
-DIGITS = {"kind": "softmax", "dataset": "digits", "batch": 8}
 LONG = 1_000_000  # updates that nobody waits for
 
 
@@ -156,8 +155,9 @@ def test_every_family_of_policies_replays_to_the_bit(policy: str) -> None:
     assert (asyncsim.replay(recording.trace, wrong, recorded.problem).final_iterates != recording.final_iterates).any()
 
 
-def test_random_gradients_and_replicas_replay_to_the_bit() -> None:
-    recorded = scenario(problem=DIGITS, wait="none", workers=2)
+def test_random_gradients_and_replicas_replay_to_the_bit(tmp_path: Path) -> None:
+    digits = real_problems.LateDigits(dataset="digits", batch=8, place=str(tmp_path))
+    recorded = own(digits, wait="none", workers=2)
     recording = asyncsim.record(recorded, replicas=2)
     assert recording.trace.updates.tolist() == [60, 60]
     assert set(recording.trace["worker"].tolist()) == {0, 1}
@@ -182,7 +182,7 @@ def test_ranks_cannot_have_a_class_of_the_script() -> None:
 
 
 def test_an_exception_in_a_worker_is_shown() -> None:
-    ended = asyncsim.record(own(real_problems.Failing(worker=1, draw=2))).ended
+    ended = asyncsim.record(own(real_problems.Failing(worker=1, draw=2), updates=LONG)).ended
     assert ended is not None
     assert "worker 1 failed at its draw 2" in ended
     assert "a gradient of the user's own" in ended
@@ -217,8 +217,8 @@ def test_a_hanging_worker_does_not_outlive_the_run() -> None:
 # --- killing ---
 
 
-def test_a_run_goes_on_without_a_killed_worker() -> None:
-    recorded = own(real_problems.Ended(worker=1, draw=3), updates=1500)
+def test_a_run_goes_on_without_a_killed_worker(tmp_path: Path) -> None:
+    recorded = own(real_problems.Ended(worker=1, draw=3, place=tmp_path, until="gone"), updates=1500)
     recording = asyncsim.record(recorded)
     trace = recording.trace
     assert recording.ended is None
@@ -295,7 +295,7 @@ from mpi4py import MPI
 recorded = scenario(policy=POLICIES["ringmaster_cancel"])
 recording = asyncsim.record(recorded, replicas=2)
 assert_replays(recorded, recording)
-failed = asyncsim.record(own(real_problems.Failing(worker=1, draw=2)))
+failed = asyncsim.record(own(real_problems.Failing(worker=1, draw=2), updates=LONG))
 try:
     asyncsim.record(own(Faulty()))
 except (ZeroDivisionError, RuntimeError) as error:
