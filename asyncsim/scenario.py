@@ -46,8 +46,14 @@ MOST_TRIES = 20
 
 #: What can be measured on the model at a version.
 MODEL_METRICS = ("loss", "suboptimality", "grad_norm", "distance", "accuracy", "regret", "lambda_min")
-#: What only some methods can tell about the model and what they keep beside it.
-METHOD_METRICS = ("energy", "perturbations", "consensus", "memory", "resets")
+#: What only some methods can tell about the model and what they keep beside it, and which methods these are.
+METHOD_METRICS = {
+    "energy": "a method that keeps one",
+    "perturbations": "a method that perturbs the model when it must",
+    "consensus": "method.kind = 'decentralized_sgd'",
+    "memory": "method.kind = 'compressed_sgd' with 'reset_after' or 'reset_radius'",
+    "resets": "method.kind = 'compressed_sgd' with 'reset_after' or 'reset_radius'",
+}
 #: What the schedule tells of the way to a version: the bytes that a worker has sent on average.
 TRACE_METRICS = ("bytes",)
 #: Where the model is: its first two coordinates, which are all there is of a model in the plane.
@@ -568,6 +574,20 @@ class Scenario(Spec):
                 check(complete(self.problem), self.workers)
             except ValueError as error:
                 raise refuse(str(error), "method") from error
+        if self.run.source == "record":
+            self._nothing_kept_is_lost()
+
+    def _nothing_kept_is_lost(self) -> None:
+        """Refuse a method that keeps what this real run would lose."""
+        if getattr(self.method, "remembers", False) and self.run.on_worker_death == "restart":
+            said = "a worker that is started again has lost its memory, which this method relies on"
+            raise refuse(f"{said}: 'continue' or 'stop'", "run", "on_worker_death")
+        if self.run.consistency == "hogwild":
+            problem = complete(self.problem)
+            state, _ = self.method.init(problem, problem.initial(self.seed, 0), self.workers)  # type: ignore[union-attr]
+            if state.extra is not None:
+                said = "without locks nobody can keep what this method's server keeps beside the model"
+                raise refuse(f"{said}: 'locked' or 'block'", "run", "consistency")
 
     def _not_all_are_waited_for(self, cluster: Cluster) -> None:
         """Refuse workers that crash for good where every update needs all of them."""
@@ -643,7 +663,7 @@ def _what_lacks(problem: Any, method: Any, metric: str) -> str | None:
     if metric == "regret" and not hasattr(problem, "played_loss"):
         return "problem.kind = 'online'"
     if metric in METHOD_METRICS and metric not in getattr(method, "measures", ()):
-        return "a method that keeps one" if metric == "energy" else "a method that perturbs the model when it must"
+        return METHOD_METRICS[metric]
     if metric == "lambda_min" and getattr(type(problem), "hessian_vector", None) in (None, Problem.hessian_vector):
         return "a problem with Hessian-vector products"
     if metric == "x2" and complete(problem).dimension < 2:

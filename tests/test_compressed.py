@@ -573,15 +573,13 @@ def test_what_travels_is_as_short_as_it_says(resets):
 
 @pytest.mark.parametrize("method", REAL_METHODS)
 def test_a_worker_that_forgets_is_not_started_again(method):
-    made = real("queue", REAL_METHODS[method], policy={"kind": "async"}, on_worker_death="restart")
-    with pytest.raises(ScenarioError, match="a worker that is started again has lost its memory"):
-        asyncsim.record(made)
+    with pytest.raises(ScenarioError, match=r"run\.on_worker_death: .* has lost its memory"):
+        real("queue", REAL_METHODS[method], policy={"kind": "async"}, on_worker_death="restart")
 
 
 def test_without_locks_nobody_keeps_what_the_server_keeps():
-    made = real("shared_memory", REAL_METHODS["resets"], policy={"kind": "async"}, consistency="hogwild")
-    with pytest.raises(ScenarioError, match="without locks"):
-        asyncsim.record(made)
+    with pytest.raises(ScenarioError, match=r"run\.consistency: without locks"):
+        real("shared_memory", REAL_METHODS["resets"], policy={"kind": "async"}, consistency="hogwild")
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -612,8 +610,13 @@ def test_what_the_server_does_not_know_is_not_measured():
         "method": {"kind": "compressed_sgd", "step": 0.1, "compressor": TOP},
         "metrics": {"record": ["memory"]},
     }
-    with pytest.raises(ScenarioError, match="'memory' needs"):
-        build(data)
+    for metric in ("memory", "resets"):
+        data["metrics"] = {"record": [metric]}
+        said = f"metrics.record: '{metric}' needs method.kind = 'compressed_sgd' with 'reset_after' or 'reset_radius'"
+        with pytest.raises(ScenarioError, match=said):
+            build(data)
+    with pytest.raises(ScenarioError, match=r"'consensus' needs method\.kind = 'decentralized_sgd'"):
+        build({**data, "metrics": {"record": ["consensus"]}})
     data["method"]["reset_after"] = 50
     assert build(data).method.measures == ("memory", "resets")
 

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from asyncsim.methods.base import complete as complete_method
-from asyncsim.problems.base import complete
 from asyncsim.scenario import SECONDS, Scenario, ScenarioError
 from asyncsim.sources.recorded import interrupts
 from asyncsim.sources.recorded.replica import Outcome, make_server, serve
@@ -100,7 +98,6 @@ def record(
     True
     """
     scenario = _real(scenario, backend)
-    _remembers_what_it_may(scenario)
     which = scenario.run.replicas if replicas is None else replicas
     cluster = scenario.cluster
     assert cluster is not None
@@ -150,23 +147,6 @@ def _real(scenario: Scenario, backend: str | None) -> Scenario:
     build(data, folder=scenario.folder)  # refuse what cannot be recorded, in words
     run = scenario.run.model_copy(update={"source": "record", "backend": backend})
     return scenario.model_copy(update={"run": run})
-
-
-def _remembers_what_it_may(scenario: Scenario) -> None:
-    """Refuse a method that keeps what this run would lose."""
-    method, settings = complete_method(scenario.method), scenario.run
-    if method.remembers and settings.on_worker_death == "restart":
-        raise ScenarioError(
-            "run.on_worker_death: a worker that is started again has lost its memory, which this method relies on: "
-            "'continue' or 'stop'"
-        )
-    if settings.consistency == "hogwild":
-        problem = complete(scenario.problem)
-        if method.init(problem, problem.initial(scenario.seed, 0), scenario.workers)[0].extra is not None:
-            raise ScenarioError(
-                "run.consistency: without locks nobody can keep what this method's server keeps beside the model: "
-                "'locked' or 'block'"
-            )
 
 
 def _backend(name: str) -> Callable[[Scenario, int, Any], Outcome]:
