@@ -404,7 +404,7 @@ def _running_maximum(values: np.ndarray, same: np.ndarray) -> np.ndarray:
     """Return the largest earlier value of the same replica, at each row."""
     out = np.empty_like(values)
     starts = np.flatnonzero(~same)
-    for low, high in zip(starts, [*starts[1:], values.size], strict=True):
+    for low, high in zip(starts, np.append(starts, values.size)[1:], strict=True):
         out[low:high] = np.maximum.accumulate(values[low:high])
     return out
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from asyncsim.scenario import build
+from asyncsim.methods import SGD
+from asyncsim.problems import Quadratic
+from asyncsim.replay import replay
+from asyncsim.results import open_trace, read_trace, write_trace
+from asyncsim.scenario import Metrics, build
 from asyncsim.sources import simulate
+from asyncsim.stored import StoredTrace
 from asyncsim.trace import APPLIED, CANCELLED, COLUMNS, DISCARDED, OPTIONAL, REQUIRED, TIMES, Trace, TraceError
 
 
@@ -438,3 +443,29 @@ def test_a_column_that_is_there_or_not_is_in_the_hash():
     parts = Parts(LIVELY)
     parts.drop("bytes_up")
     assert parts.build().sha256() != LIVELY.sha256()
+
+
+@pytest.mark.parametrize("consecutive_draws", [True, False])
+@pytest.mark.parametrize("times", [True, False], ids=["times", "no_times"])
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_a_trace_may_have_no_rows(replicas, times, consecutive_draws, tmp_path):
+    names = (*REQUIRED, *(TIMES if times else ()))
+    about = {"seed": 3, "workers": 2, "consecutive_draws": consecutive_draws}
+    empty = Trace({name: np.empty(0, dtype=COLUMNS[name]) for name in names}, **about, updates=[0] * replicas)
+    write_trace(empty, tmp_path / "empty.parquet")
+    traces = [empty, read_trace(tmp_path / "empty.parquet"), open_trace(tmp_path / "empty.parquet")]
+    if consecutive_draws:
+        traces.append(StoredTrace(tmp_path / "empty.parquet"))
+    for trace in traces:
+        assert len(trace) == 0
+        assert (trace.seed, trace.workers) == (3, 2)
+        assert trace.replicas.tolist() == list(range(replicas))
+        assert trace.updates.tolist() == [0] * replicas
+        assert trace.columns == names
+        assert trace.staleness().size == 0
+        assert trace.sha256() == empty.sha256()
+        run = replay(trace, SGD(step=0.1), Quadratic(eigenvalues=[1.0, 2.0]), metrics=Metrics(record=("loss", "bytes")))
+        assert run.final_iterates.tolist() == [[1.0, 1.0]] * replicas
+        assert run.metrics["value"][run.metrics["metric"] == "bytes"].tolist() == [0.0] * replicas
+    with pytest.raises(TraceError, match="lacks update 0"):
+        Trace({name: empty[name] for name in names}, **about, updates=[1] * replicas)
