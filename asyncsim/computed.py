@@ -79,10 +79,7 @@ def in_order(columns: Columns) -> dict[str, np.ndarray]:
     >>> found["worker"].tolist(), found["update"].tolist(), found["into"].tolist()
     ([0, 1, 0], [0, 1, 1], [0, -1, 1])
     """
-    status = columns["status"]
-    used = (status == APPLIED) | (status == DISCARDED)
-    if "done_time" in columns:
-        used |= (status == LOST) & ~np.isnan(columns["done_time"])
+    status, used = columns["status"], was_computed(columns)
     rows = {name: column[used] for name, column in columns.items() if name not in ("status", "done_time")}
     status = status[used]
     applied = np.flatnonzero(status == APPLIED)
@@ -104,6 +101,45 @@ def in_order(columns: Columns) -> dict[str, np.ndarray]:
     sequence = np.lexsort((rows["draw"], earliest))
     sequence = sequence[needed[sequence]]
     return {name: column[sequence] for name, column in rows.items()}
+
+
+def was_computed(columns: Columns) -> np.ndarray:
+    """Return whether each gradient was computed: applied, discarded, or lost after that."""
+    status = columns["status"]
+    used = (status == APPLIED) | (status == DISCARDED)
+    return used | ((status == LOST) & ~np.isnan(columns["done_time"])) if "done_time" in columns else used
+
+
+def messages_at(trace: Trace, replica: int, versions: np.ndarray) -> np.ndarray:
+    """Return how many messages the workers of a replica had sent before each of these versions came to be.
+
+    They are the computed gradients among its rows down to the last one that the version's update applied. That is for
+    any method, so nothing is asked of the order of draws.
+    """
+    count = np.zeros(versions.size, dtype=np.int64)
+    before = 0
+    for part in _rows(trace, replica, ("status", "update", "done_time")):
+        sent = before + np.cumsum(was_computed(part))
+        applied = np.flatnonzero(part["status"] == APPLIED)
+        applied = applied[np.argsort(part["update"][applied], kind="stable")]
+        update = part["update"][applied]
+        last = update.searchsorted(versions - 1, side="right") - 1
+        here = np.flatnonzero((last >= 0) & (last >= update.searchsorted(versions - 1)))
+        count[here] = sent[applied[last[here]]]
+        before = int(sent[-1]) if sent.size else before
+    return count
+
+
+def _rows(trace: Trace, replica: int, names: tuple[str, ...]) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the columns of these names that a trace has, of the rows of a replica, part by part if it is stored."""
+    names = tuple(name for name in names if name in trace)
+    if not isinstance(trace, StoredTrace):
+        rows = trace.rows_of(replica)
+        yield {name: trace[name][rows] for name in names}
+        return
+    for part in trace.parts("replica", *names, replicas=(replica, replica)):
+        mine = part["replica"] == replica
+        yield {name: part[name][mine] for name in names}
 
 
 def _earliest(place: np.ndarray, worker: np.ndarray, draw: np.ndarray) -> np.ndarray:

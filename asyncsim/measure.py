@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from asyncsim.certificate import smallest_eigenvalue
-from asyncsim.computed import computed
+from asyncsim.computed import messages_at
 from asyncsim.scenario import PLANE_METRICS, Metrics, ScenarioError
 from asyncsim.trace import Trace
 
@@ -57,17 +57,6 @@ def metric_functions(problem: Any, names: tuple[str, ...]) -> dict[str, Callable
 
 def _coordinate(place: int, x: np.ndarray) -> np.ndarray:
     return x[..., place]
-
-
-def messages_at(trace: Trace, replica: int, versions: np.ndarray) -> np.ndarray:
-    """Return how many messages the workers of a replica had sent before each of these versions came to be.
-
-    Discarded and lost messages count, in the order of the trace's rows.
-    """
-    count = np.zeros(versions.size, dtype=np.int64)
-    for part in computed(trace, replica):
-        count += part["update"].searchsorted(versions - 1, side="right")
-    return count
 
 
 def _suboptimality(problem: Any, lowest: float) -> Callable[[np.ndarray], np.ndarray]:

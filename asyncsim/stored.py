@@ -254,7 +254,7 @@ class StoredTrace(Trace):
     def of_replicas(self, places: np.ndarray) -> Trace:
         """Return what a replay needs of some replicas, by their places, as a `Trace`."""
         chosen = self.replicas[places]
-        names = [name for name in ("replica", "status", *NEEDED, "apply_time") if name in self]
+        names = [name for name in ("replica", "status", *NEEDED, "done_time", "apply_time") if name in self]
         pieces = {name: [np.empty(0, dtype=COLUMNS[name])] for name in names}
         for part in self.parts(*names, replicas=(int(chosen[0]), int(chosen[-1]))):
             mine = np.isin(part["replica"], chosen)

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 import asyncsim
-from asyncsim.scenario import build
+from asyncsim import stored
+from asyncsim.computed import computed, messages_at
+from asyncsim.methods import SGD
+from asyncsim.problems import Quadratic
+from asyncsim.results import write_trace
+from asyncsim.scenario import Metrics, build
+from asyncsim.trace import APPLIED, DISCARDED, LOST, Trace, TraceError
 
 POLICIES = {
     "async": {"kind": "async"},
@@ -63,3 +69,52 @@ def test_a_compressor_that_sends_less_costs_less():
         run = asyncsim.run(scenario("sync", "every", compressor=kind))
         sent[kind["kind"]] = run.summary["final"]["bytes"]
     assert sent == {"identity": 60 * 40 * 8, "top_k": 60 * 4 * 12, "rand_k": 60 * 4 * 8}
+
+
+def imported(consecutive_draws):
+    """Return a trace of every kind of row, the draws of each worker in the order of its rows or in the reverse one."""
+    crash = {"mean_up": 9.0, "mean_down": 2.0}
+    cluster = {
+        "workers": [{"count": 4, "service": {"law": "exponential", "mean": 1.0}, "crash": crash}],
+        "network": {"latency": {"law": "exponential", "mean": 0.2}, "loss": 0.2, "retries": 1, "retry_after": 1.0},
+    }
+    run = {"updates": 80, "replicas": 3}
+    trace = asyncsim.simulate(build({"seed": 4, "cluster": cluster, "policy": POLICIES["discards"], "run": run}))
+    columns = {name: np.array(trace[name]) for name in trace.columns if not name.startswith("bytes")}
+    if not consecutive_draws:
+        columns["draw"] = columns["draw"].max() - columns["draw"]
+    return Trace(columns, seed=4, workers=4, updates=trace.updates, consecutive_draws=consecutive_draws)
+
+
+def counted(trace, replica, version):
+    """Return how many gradients were computed among the rows down to the last one of the version's update."""
+    rows = trace.rows_of(replica)
+    update, status, done = (trace[name][rows] for name in ("update", "status", "done_time"))
+    last = int(np.flatnonzero(update == version - 1)[-1]) if version else -1
+    fates = zip(status[: last + 1], ~np.isnan(done[: last + 1]), strict=True)
+    return sum(fate in (APPLIED, DISCARDED) or (fate == LOST and ready) for fate, ready in fates)
+
+
+@pytest.mark.parametrize("where", ["memory", "file"])
+@pytest.mark.parametrize("consecutive_draws", [True, False])
+def test_messages_are_counted_whatever_the_order_of_draws(consecutive_draws, where, tmp_path, monkeypatch):
+    trace = held = imported(consecutive_draws)
+    assert {APPLIED, DISCARDED, LOST} <= set(trace["status"].tolist())
+    assert np.isnan(trace["done_time"][trace["status"] == LOST]).any()  # lost before they were messages
+    if not consecutive_draws:  # what has a memory is refused, and nothing else
+        with pytest.raises(TraceError, match="order of its draws"):
+            list(computed(trace, 0))
+    if where == "file":
+        monkeypatch.setattr(stored, "ROW_GROUP", 50)
+        write_trace(trace, tmp_path / "trace.parquet")
+        trace = stored.StoredTrace(tmp_path / "trace.parquet", checked=True)
+        assert sum(1 for _ in trace.parts("draw")) > 6
+    versions = np.array([0, 1, 2, 7, 40, 79, 80, 3])
+    for replica in range(3):
+        found = messages_at(trace, replica, versions).tolist()
+        assert found == [counted(held, replica, version) for version in versions.tolist()]
+    metrics = Metrics(record=("bytes",), every=80)
+    run = asyncsim.replay(trace, SGD(step=0.01), Quadratic(eigenvalues=[1.0] * 5), metrics=metrics)
+    last = run.metrics[run.metrics["update"] == 80]
+    assert last["value"].tolist() == [counted(held, replica, 80) * 5 * 8 / 4 for replica in range(3)]
+    assert (last["value"] > 80 * 5 * 8 / 4).all()  # the companion: what was applied only would be too few
