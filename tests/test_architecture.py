@@ -14,7 +14,7 @@ PACKAGE = Path(asyncsim.__file__).parent
 
 #: Lower layers first; a module may import its own layer and those before it.
 LAYERS = [
-    ["blocks", "checksums", "compiling", "spec", "streams", "columns", "documents", "theory", "executors"],
+    ["blocks", "checksums", "compiling", "completed", "spec", "streams", "columns", "documents", "theory", "executors"],
     ["trace", "rules", "checking", "windows", "stored", "computed", "durations", "sampler", "staleness_laws", "slots"],
     ["network", "mixing", "policies", "staleness", "noise", "estimates", "problems", "compressors"],
     ["methods", "certificate"],

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from asyncsim.completed import Completed
 from asyncsim.problems.base import Problem
 from asyncsim.spec import Spec
 from asyncsim.trace import Row
@@ -111,23 +112,4 @@ def complete(own: Any) -> Any:
     >>> complete(Halving()).batched, complete(Halving()).measures
     (False, ())
     """
-    return own if isinstance(own, Method) else _Completed(own)
-
-
-class _Completed:
-    """A user's object, and the defaults of `Method` behind it."""
-
-    def __init__(self, own: Any):
-        self._own = own
-        self.batched = getattr(own, "batched", False)
-
-    def __getattr__(self, name: str) -> Any:
-        """Return the object's own attribute, else the default, bound to the whole where it is a function."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        if hasattr(self._own, name):
-            return getattr(self._own, name)
-        if name not in vars(Method):
-            raise AttributeError(f"{type(self._own).__name__} has no '{name}', and a method has no default for it")
-        default = vars(Method)[name]
-        return default.__get__(self) if callable(default) else default
+    return own if isinstance(own, Method) else Completed(own, Method, "method")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from asyncsim.blocks import block_bounds
+from asyncsim.completed import Completed
 from asyncsim.spec import Spec
 from asyncsim.trace import Row
 
@@ -127,22 +128,4 @@ def complete(own: Any) -> Any:
     >>> complete(Bowl()).initial(0, 0)
     array([0., 0.])
     """
-    return own if isinstance(own, Problem) else _Completed(own)
-
-
-class _Completed:
-    """A user's object, and the defaults of `Problem` behind it."""
-
-    def __init__(self, own: Any):
-        self._own = own
-        self.batched = getattr(own, "batched", False)
-
-    def __getattr__(self, name: str) -> Any:
-        """Return the object's own attribute, else the default bound to the whole."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        if hasattr(self._own, name):
-            return getattr(self._own, name)
-        if name not in vars(Problem):
-            raise AttributeError(f"{type(self._own).__name__} has no '{name}', and a problem has no default for it")
-        return vars(Problem)[name].__get__(self)
+    return own if isinstance(own, Problem) else Completed(own, Problem, "problem")
