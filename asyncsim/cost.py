@@ -7,14 +7,18 @@ from typing import NamedTuple
 
 from asyncsim.measure import DEFAULT_POINTS
 from asyncsim.methods.base import complete
+from asyncsim.problems.base import complete as complete_problem
 from asyncsim.results import open_trace
 from asyncsim.scenario import SECONDS, Cluster, Scenario
 from asyncsim.sources import BYTES_PER_COORDINATE, choose_engine
 
 #: Rough costs on one core of a small machine, for estimates only.
 SECONDS_PER_GRADIENT = {"compiled": 4e-7, "simpy": 6e-6}
-SECONDS_PER_UPDATE, SECONDS_PER_COORDINATE = 4e-5, 5e-9
-SECONDS_PER_PASS = 1e-4  # over a data set of the size of the built-in ones, for one metric of one replica
+SECONDS_PER_CALL, SECONDS_PER_CALL_ALONE = 4e-5, 1.2e-4  # a gradient of a batch of replicas, and of one by itself
+SECONDS_PER_COORDINATE = 3e-9  # of what a worker reads
+SECONDS_PER_PARAMETER = 3e-10  # of a problem with data, for each sample of a batch
+SECONDS_PER_METRIC = 1e-4
+SAMPLES = 1800  # of a data set of the size of the built-in ones
 BYTES_PER_ROW = 80
 #: Of real runs: rows and versions read are collected one by one; each process starts Python and numpy.
 BYTES_PER_REAL_ROW, BYTES_PER_BLOCK_READ = 500, 50
@@ -59,7 +63,7 @@ def cost(scenario: Scenario) -> Cost:
         if settings.source == "record":
             return _real_cost(scenario, scenario.cluster, rows, rate)
     engine = choose_engine(scenario) if settings.source == "simulate" else "compiled"
-    seconds = SECONDS_PER_GRADIENT[engine] * rows + _seconds_to_replay(scenario, updates, replicas)
+    seconds = SECONDS_PER_GRADIENT[engine] * rows + _seconds_to_replay(scenario, rows, updates, replicas)
     return Cost(rows, BYTES_PER_ROW * rows + _bytes_kept(scenario, updates), seconds)
 
 
@@ -76,22 +80,31 @@ def _real_cost(scenario: Scenario, cluster: Cluster, rows: float, rate: float) -
     processes = 0 if settings.backend == "threads" else cluster.size
     seconds += SECONDS_TO_START * processes * replicas
     if not math.isnan(rows):
-        seconds += _seconds_to_replay(scenario, rows / per_update, replicas)
+        seconds += _seconds_to_replay(scenario, rows, rows / per_update, replicas)
     per_row = BYTES_PER_ROW + BYTES_PER_REAL_ROW + BYTES_PER_BLOCK_READ * (settings.blocks or 0)
     return Cost(rows, per_row * rows + _bytes_kept(scenario, rows / per_update), seconds)
 
 
-def _seconds_to_replay(scenario: Scenario, updates: float, replicas: int) -> float:
-    """Return how long a method takes on a schedule, its metrics included."""
-    seconds = 0.0
-    if scenario.problem is not None:
-        size = complete(scenario.method).size(scenario.problem, scenario.workers)
-        seconds += SECONDS_PER_UPDATE * updates / replicas + SECONDS_PER_COORDINATE * size * updates
-    if getattr(scenario.problem, "dataset", None) is not None:
-        every = scenario.metrics.every
-        points = scenario.metrics.at_times or (updates / replicas / every if every else DEFAULT_POINTS)
-        seconds += SECONDS_PER_PASS * points * replicas * len(scenario.metrics.of_model)
-    return seconds
+def _seconds_to_replay(scenario: Scenario, rows: float, updates: float, replicas: int) -> float:
+    """Return how long a method takes on a schedule, its metrics included.
+
+    Every row is a gradient or several; replicas run as a batch where method and problem can, which saves calls.
+    """
+    if scenario.problem is None or not replicas:
+        return 0.0
+    method, problem = complete(scenario.method), complete_problem(scenario.problem)
+    batched = method.batched and problem.batched and not method.remembers
+    calls, per_call = (rows / replicas, SECONDS_PER_CALL) if batched else (rows, SECONDS_PER_CALL_ALONE)
+    per_row = SECONDS_PER_COORDINATE * method.size(problem, scenario.workers)
+    steps = method.gradients_per_message
+    if getattr(problem, "dataset", None) is None:
+        return steps * per_call * calls + per_row * rows
+    per_sample = SECONDS_PER_PARAMETER * problem.dimension
+    per_row += steps * per_sample * (getattr(problem, "batch", None) or SAMPLES)
+    every = scenario.metrics.every
+    points = scenario.metrics.at_times or (updates / replicas / every if every else DEFAULT_POINTS)
+    measured = points * replicas * len(scenario.metrics.of_model)
+    return steps * per_call * calls + per_row * rows + (SECONDS_PER_METRIC + per_sample * SAMPLES) * measured
 
 
 def _bytes_kept(scenario: Scenario, updates: float) -> float:
