@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ import pytest
 
 import asyncsim
 from asyncsim.scenario import Scenario, ScenarioError, build
-from asyncsim.sources.recorded import Interrupted
+from asyncsim.sources.recorded import Interrupted, mpi, mpi_rank
 from asyncsim.sources.recorded.processes import environment
 from asyncsim.trace import CANCELLED, LOST
 from tests import real_problems
@@ -385,6 +387,51 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(ScenarioError, match=r"mpi4py.*pip install 'asyncsim\[mpi\]'"):
         asyncsim.record(scenario())
+
+
+# --- where MPI does not come back ---
+
+
+class Told:
+    """A connection, or a reporter, that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+        self.connection = self
+
+    def send(self, message: Any) -> None:
+        self.heard.append(message)
+
+    def report(self) -> None:
+        self.heard.append("report")
+
+
+def test_a_send_that_never_returns_ends_the_run_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once in a hundred deaths MPICH does so; here a thread stands in for it, and a process that has ended."""
+    monkeypatch.setattr(mpi_rank, "PATIENCE", 0.05)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left, sent, told = threading.Event(), threading.Event(), Told()
+    communicator = SimpleNamespace(isend=lambda what, dest: sent.set() or left.wait(60))
+    world = SimpleNamespace(pids=[os.getpid(), os.getpid(), gone.pid], size=3, lost=set(), communicator=communicator)
+    ranks = mpi.Ranks(world, interrupts=False)
+    stuck = threading.Thread(target=ranks._isend, args=(1, None))
+    stuck.start()
+    assert sent.wait(60)
+    mpi_rank.watch(ranks, told, left.set)
+    stuck.join(60)
+    assert told.heard[0] == "report"
+    assert re.search("worker 1 died, and MPI does not come back", told.heard[1].ended)
+
+
+@pytest.mark.parametrize(("alive", "inside"), [(True, True), (False, False)], ids=["all live", "nothing is sent"])
+def test_nobody_is_caught(alive: bool, inside: bool) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    world = SimpleNamespace(pids=[os.getpid(), os.getpid() if alive else gone.pid], size=2, lost=set())
+    ranks = mpi.Ranks(world, interrupts=False)
+    ranks.inside = -math.inf if inside else math.inf
+    assert ranks.caught(0.0) is None
 
 
 # --- at any moment ---

@@ -15,8 +15,10 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, wait
 from typing import Any
 
@@ -29,6 +31,8 @@ from asyncsim.sources.recorded.replica import make_server, serve
 
 #: Seconds between two reports, and how many times longer than a report took.
 REPORT_EVERY, REPORT_SHARE = 0.1, 50
+#: Seconds that MPI may take over a message to a rank that is gone.
+PATIENCE = 0.8
 
 
 def main() -> None:
@@ -89,10 +93,26 @@ def _serve(connection: Connection, world: World) -> None:
     reporter = Reporter(connection, server)
     ranks = Ranks(world, interrupts=may_interrupt(scenario), glance=reporter)
     ranks.job = server.job
+    threading.Thread(target=watch, args=(ranks, reporter, lambda: os._exit(0)), daemon=True).start()
     connection.send("watching")
     outcome = serve(server, ranks)
     reporter.report()
     connection.send(Finished(outcome.ended, outcome.interrupted))
+
+
+def watch(ranks: Ranks, reporter: Reporter, leave: Callable[[], Any]) -> None:
+    """End the run where MPI does not come back from the death of a rank: report what there is, and leave.
+
+    The thread that is caught in MPI holds nothing of ours: an update is in the log before its replies are sent.
+    """
+    worker = None
+    while worker is None:
+        time.sleep(PATIENCE / 8)
+        worker = ranks.caught(PATIENCE)
+    reporter.report()
+    said = f"worker {worker} died, and MPI does not come back from sending to it; the run so far is kept"
+    reporter.connection.send(Finished(ended=said))
+    leave()
 
 
 def _can_travel(error: Exception) -> bool:
