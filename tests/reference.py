@@ -16,7 +16,7 @@ import numpy as np
 from asyncsim import streams
 from asyncsim.durations import Exponential
 from asyncsim.sources.table import stands_still
-from asyncsim.trace import APPLIED, CANCELLED, DISCARDED, LOST, REQUIRED, TIMES, Trace, UpdateRows
+from asyncsim.trace import APPLIED, CANCELLED, DISCARDED, LOST, REQUIRED, TIMES, Trace, UpdateRows, Wasted
 
 APPLY, ARRIVE, PASS_ON, COMPUTED, RECEIVED, CRASHED, RETURNED = range(7)
 
@@ -74,6 +74,7 @@ class Loop:
         self.computing, self.last_sent = [None] * self.workers, [None] * self.workers
         self.version, self.batch, self.jobs, self.busy, self.barrier, self.ended = 0, [], [], False, False, False
         self.rows, self.events, self.at_last_update = [], [], (0, 0)
+        self.untold, self.in_order = [], []
         self.crashes, self.crashed, self.is_down = cluster.crashes, [0] * self.workers, [False] * self.workers
 
     def run(self):
@@ -100,6 +101,8 @@ class Loop:
 
     def settle(self, gradient, status, update=-1):
         gradient.status, gradient.update, gradient.apply_time = status, update, self.now
+        if math.isnan(gradient.arrive_time):
+            self.in_order.append(gradient)
         self.rows.append(gradient)
 
     def note(self, kind, worker=-1):
@@ -226,6 +229,7 @@ class Loop:
     def send_model(self, worker):
         draw = 0 if self.last_sent[worker] is None else self.last_sent[worker].draw + 1
         gradient = self.last_sent[worker] = Gradient(self.replica, worker, draw, self.version, self.now)
+        self.untold.append(gradient)
         self.travel(gradient, self.down[worker], 0, streams.LATENCY_DOWN, RECEIVED, self.model_received)
 
     def is_back(self, worker):
@@ -234,6 +238,7 @@ class Loop:
 
     def arrived(self, gradient):
         gradient.arrive_time = self.now
+        self.in_order.append(gradient)
         update = self.version + len(self.jobs) + self.busy
         if self.barrier:
             self.settle(gradient, DISCARDED)
@@ -315,11 +320,20 @@ class Loop:
         return [gradient for batch in (*self.jobs, self.batch) for gradient in batch]
 
     def update_rows(self, job):
-        under_way = [gradient for gradient in self.last_sent if not self.is_back(gradient.worker)]
-        columns = {name: np.array([getattr(g, name) for g in job]) for name in ("worker", "draw", "read_version")}
-        oldest = min([g.read_version for g in (*under_way, *self.waiting())], default=self.version)
-        block = np.full(len(job), -1)
-        return UpdateRows(self.replica, self.version - 1, self.now, **columns, block=block, oldest_read=oldest)
+        come = self.in_order[: self.in_order.index(job[-1]) + 1]
+        to_come = [g for g in self.untold if g not in come]
+        first = [min((g.draw for g in to_come if g.worker == w), default=math.inf) for w in range(self.workers)]
+        told = [g for g in come if g.draw < first[g.worker]]
+        self.in_order, self.untold = ([g for g in part if g not in told] for part in (self.in_order, self.untold))
+        oldest = min((g.read_version for g in self.untold), default=self.version)
+        wasted = [g for g in told if g.status in (DISCARDED, LOST) and not math.isnan(g.done_time)]
+        lost = np.array([g.status == LOST for g in wasted])
+        one, other = (
+            [np.array([getattr(g, name) for g in rows]) for name in ("worker", "draw", "read_version")]
+            + [np.full(len(rows), -1)]
+            for rows in (job, wasted)
+        )
+        return UpdateRows(self.replica, self.version - 1, self.now, *one, oldest, wasted=Wasted(*other, lost))
 
     # --- the table ----------------------------------------------------------------------------------------------------
 

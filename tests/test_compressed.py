@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+from itertools import pairwise
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 import pytest
+from generate import scenarios
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from same import outcome
 
 import asyncsim
 from asyncsim import stored
 from asyncsim.compressors import QSGD, Identity, RandK, ScaledSign, TopK
-from asyncsim.computed import GONE, WASTED, in_order
+from asyncsim.computed import GONE, WASTED, computed, in_order
 from asyncsim.divergence import first_divergence
 from asyncsim.methods import METHODS, SGD, CompressedSGD, LocalSGD, MemSGD
 from asyncsim.methods.compressed import Sent, shared_normals
@@ -348,18 +353,6 @@ def test_an_online_replay_says_what_it_lacks():
         replayer.step(updates[2])
 
 
-def test_a_target_ends_a_run_without_waste():
-    made = asynchronous().resolved()
-    made |= {
-        "problem": {"kind": "quadratic", "eigenvalues": [1.0, 2.0]},
-        "method": {"kind": "compressed_sgd", "step": 0.05, "compressor": {"kind": "top_k", "k": 1}},
-    }
-    made["run"] = {"updates": 5000, "stop_when": "loss < 0.01"}
-    run = asyncsim.run(build(made))
-    assert 0 < run.trace.updates[0] < 5000
-    assert run.metrics.value.iloc[-1] < 0.01
-
-
 # --- resets without rounds --------------------------------------------------------------------------------------------
 
 
@@ -685,6 +678,156 @@ def test_nothing_disappears_where_messages_are_lost_and_workers_crash(policy, on
         parts = [*book["sent"], book["memory"], *(book["lost"] if on_loss == "drop" else [])]
         bound = 1e-12 * sum(np.linalg.norm(part) for part in (*book["raw"], *parts))
         assert np.linalg.norm(sum(book["raw"]) - sum(parts)) <= bound
+
+
+#: Clusters on which gradients are wasted in all ways: what `breaking` has, and what a simulation must tell of in time.
+GROUP = {"count": 4, "service": {"law": "exponential", "mean": 1.0}}
+WASTEFUL = {
+    "breaks": breaking(LOSSY["async"]).resolved()["cluster"],
+    "slow server": {"workers": [GROUP], "server": {"service": {"law": "exponential", "mean": 0.5}}},
+    "impatient": {
+        "workers": [{**GROUP, "service": {"law": "exponential", "mean": 0.5}}],
+        "server": {"service": {"law": "exponential", "mean": 0.3}},
+        "network": {
+            "topology": "switch",
+            "bandwidth": 100.0,
+            "latency": {"law": "exponential", "mean": 0.1},
+            "loss": 0.3,
+            "retries": 3,
+            "retry_after": 1.0,
+            "longest_wait": 0.7,  # so that a worker's later gradient may be given up before an earlier one
+        },
+    },
+}
+ENGINES = ("compiled", "simpy")
+
+
+class Barriers(CompressedSGD):
+    """Asks for a barrier at every seventh update."""
+
+    def apply(self, problem, state, payloads, rows):
+        after = super().apply(problem, state, payloads, rows)
+        return after._replace(request="barrier" if rows[0].update % 7 == 6 else "go")
+
+
+def wasteful(cluster: str, policy: str, method: str = "feedback", **run: Any) -> Scenario:
+    return build(
+        breaking(LOSSY[policy]).resolved()
+        | {
+            "cluster": WASTEFUL[cluster],
+            "method": REAL_METHODS[method],
+            "run": {"updates": 60, **run},
+        }
+    )
+
+
+def told_of(updates: list[UpdateRows]) -> list[tuple[int, ...]]:
+    """Return (update, worker, draw, read_version, lost) of what a simulation said was wasted."""
+    return [
+        (rows.update, *(int(rows.wasted._asdict()[name][i]) for name in ("worker", "draw", "read_version", "lost")))
+        for rows in updates
+        for i in range(rows.wasted.draw.size)
+    ]
+
+
+def wasted_in(trace: Trace) -> list[tuple[int, ...]]:
+    """Return the same of what a replay of the finished trace computes for nothing."""
+    (found,) = computed(trace, 0)
+    columns = [found[name].tolist() for name in ("update", "worker", "draw", "read_version", "into")]
+    return [(*row, int(into == GONE)) for *row, into in zip(*columns, strict=True) if into < 0]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("barriers", [False, True], ids=["go", "barriers"])
+@pytest.mark.parametrize("policy", LOSSY)
+@pytest.mark.parametrize("cluster", WASTEFUL)
+def test_a_simulation_tells_of_what_is_computed_for_nothing(cluster, policy, barriers, engine):
+    seen: list[UpdateRows] = []
+
+    def on_update(rows):
+        seen.append(rows)
+        return "barrier" if barriers and rows.update % 7 == 6 else "go"
+
+    trace = asyncsim.sources.simulate(wasteful(cluster, policy), engine=engine, on_update=on_update)
+    told, wasted = told_of(seen), wasted_in(trace)
+    assert told or (cluster == "slow server" and policy in ("async", "sync"))
+    if cluster == "impatient":  # what is given up early is computed at once in the end, and told of in order of draws
+        told, wasted = sorted(row[1:] for row in told), sorted(row[1:] for row in wasted)
+    assert told == wasted
+    for rows, after in pairwise(seen):
+        assert min([rows.update + 1, *after.read_version, *after.wasted.read_version]) >= rows.oldest_read
+        assert after.oldest_read >= rows.oldest_read
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("method", [*REAL_METHODS, "barriers"])
+@pytest.mark.parametrize("policy", LOSSY)
+@pytest.mark.parametrize("cluster", WASTEFUL)
+def test_a_simulation_that_its_replay_drives_has_the_bits_of_the_finished_trace(cluster, policy, method, engine):
+    made = wasteful(cluster, policy, "feedback" if method == "barriers" else method, updates=300)
+    method = Barriers(**made.method._given()) if method == "barriers" else made.method
+    replayer = Replayer(method, made.problem, seed=made.seed, workers=4, stop_when="loss < 0.5", every=5)
+    trace = asyncsim.sources.simulate(made, engine=engine, on_update=replayer.step)
+    assert 0 < trace.updates[0] < 300
+    assert trace.events[-1][-1] == "stop"
+    run = asyncsim.replay(trace, method, made.problem)
+    assert run.final_iterates[0].tobytes() == method.model(made.problem, replayer.state.x).tobytes()
+    assert len(replayer.versions) <= trace.staleness().max() + 10
+
+
+def test_what_a_simulation_tells_of_matters():
+    made = wasteful("breaks", "ringmaster")
+    nothing = Wasted(*[np.empty(0, dtype=np.int64)] * 5)
+
+    def end(tell):
+        replayer = Replayer(made.method, made.problem, seed=made.seed, workers=4)
+        trace = asyncsim.simulate(made, on_update=lambda rows: replayer.step(tell(rows)))
+        return trace, replayer.state.x
+
+    trace, told = end(lambda rows: rows)
+    _, forgotten = end(lambda rows: rows._replace(wasted=nothing))
+    assert np.abs(told - forgotten).max() > 1e-3
+    assert told.tobytes() == asyncsim.replay(trace, made.method, made.problem).final_iterates[0].tobytes()
+
+
+@settings(
+    derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow], max_examples=100
+)
+@given(scenarios(), st.integers(2, 12), st.sampled_from(ENGINES))
+def test_generated_simulations_have_the_bits_of_the_finished_trace(scenario, every, engine):
+    method, problem = CompressedSGD(step=0.05, compressor=TopK(k=1)), Quadratic(eigenvalues=[1.0, 2.0, 3.0], noise=0.1)
+    replayer = Replayer(method, problem, seed=scenario.seed, workers=scenario.workers)
+
+    def on_update(rows):
+        replayer.step(rows)
+        return "barrier" if rows.update % every == every - 1 else "go"
+
+    trace = outcome(lambda: asyncsim.sources.simulate(scenario, engine=engine, replicas=[0], on_update=on_update))
+    if isinstance(trace, Trace) and trace.updates[0]:
+        run = asyncsim.replay(trace, method, problem)
+        assert run.final_iterates[0].tobytes() == replayer.state.x.tobytes()
+
+
+@pytest.mark.parametrize("policy", ["ringmaster", "k_batch_sync"])
+def test_a_simulation_tells_the_same_where_its_rows_are_handed_over_early(policy, tmp_path, monkeypatch):
+    made, seen = wasteful("impatient", policy, updates=1500), []
+
+    def on_update(rows):
+        seen.append(rows)
+        return "go"
+
+    asyncsim.sources.simulate(made, engine="compiled", on_update=on_update)
+    monkeypatch.setattr(stored, "ROW_GROUP", 64)
+    asyncsim.sources.simulate_to_file(made, tmp_path / "trace.parquet", engine="compiled", on_update=on_update)
+    assert len(seen) == 3000
+    assert told_of(seen[:1500]) == told_of(seen[1500:])
+
+
+def test_a_target_ends_a_run_that_wastes():
+    run = asyncsim.run(wasteful("breaks", "ringmaster", updates=5000, stop_when="loss < 0.1"))
+    assert 0 < run.trace.updates[0] < 5000
+    assert {DISCARDED, CANCELLED, LOST} <= set(run.trace["status"].tolist())
+    assert run.metrics.value.iloc[-1] < 0.1
 
 
 def test_bytes_on_the_wire_are_those_of_the_payload():

@@ -100,7 +100,7 @@ class Requests:
         self.stop, self.seen = stop, []
 
     def __call__(self, rows):
-        self.seen.append([part.tolist() if isinstance(part, np.ndarray) else part for part in rows])
+        self.seen.append([np.asarray(part).tolist() for part in rows])
         return "stop" if rows.update == self.stop else "barrier" if rows.update % 7 == 3 else "go"
 
 

@@ -13,11 +13,11 @@ from asyncsim.scenario import Cluster as ClusterSpec
 from asyncsim.scenario import Crash, Scenario
 from asyncsim.sources import loop_state
 from asyncsim.sources.event_loop import advance
-from asyncsim.sources.loop_rows import final_rows, oldest_read, settle
+from asyncsim.sources.loop_rows import final_rows, settle, wasted_rows
 from asyncsim.sources.loop_state import Cluster, Columns, Memory, Particulars
 from asyncsim.sources.table import TraceParts, stands_still
 from asyncsim.streams import CRASH as CRASH_TIMES
-from asyncsim.trace import COLUMNS, CRASH, RETURN, UpdateRows, order_keys
+from asyncsim.trace import COLUMNS, CRASH, LOST, RETURN, UpdateRows, Wasted, order_keys
 
 _SENDS_TO = {
     "contributors": loop_state.CONTRIBUTORS,
@@ -26,6 +26,10 @@ _SENDS_TO = {
 }
 #: Updates after which the loop comes back to say how far it is.
 PAUSE_AFTER = 1 << 20
+
+#: What most updates tell of.
+_NONE = np.empty(0, dtype=np.int64)
+_NOTHING = Wasted(_NONE, _NONE, _NONE, _NONE, np.empty(0, dtype=np.bool_))
 
 _KINDS = {CRASH: "crash", RETURN: "return", loop_state.BARRIER_LEFT: "barrier"}
 _REQUESTS = {"go": loop_state.GO, "barrier": loop_state.BARRIER, "stop": loop_state.STOP}
@@ -46,6 +50,7 @@ def run_replica(
     rows = 1024 if scenario.run.updates is None else scenario.run.updates * cluster.batch
     columns = _columns(min(rows, parts.most_rows) + cluster.workers + 64)
     counter, seed = memory.counter, np.uint64(scenario.seed)
+    told = np.zeros(cluster.workers, dtype=np.int64)
     request, reported = loop_state.GO, 0
     while True:
         pause = min(reported + PAUSE_AFTER, cluster.last_update)
@@ -71,7 +76,7 @@ def run_replica(
             counter = memory.counter
             continue
         assert on_update is not None
-        answer = on_update(_update_rows(cluster, memory, columns, replica))
+        answer = on_update(_update_rows(cluster, memory, columns, replica, told))
         if answer == "stop":
             parts.event(replica, float(memory.clock[loop_state.NOW]), -1, "stop")
         request = _REQUESTS[answer]
@@ -117,21 +122,26 @@ def _hand_over(replica: int, memory: Memory, columns: Columns, parts: TraceParts
     waiting = np.arange(counter[loop_state.HEAD], counter[loop_state.HEAD] + counter[loop_state.PENDING])
     pending[waiting & (pending.size - 1)] -= final
     counter[loop_state.ROWS] = rows - final
+    counter[loop_state.TOLD] -= final
 
 
-def _update_rows(cluster: Cluster, memory: Memory, columns: Columns, replica: int) -> UpdateRows:
-    """Return the update just made, as `on_update` sees it."""
+def _update_rows(cluster: Cluster, memory: Memory, columns: Columns, replica: int, told: np.ndarray) -> UpdateRows:
+    """Return the update just made, as `on_update` sees it; `told` is that of `wasted_rows`."""
     head = memory.counter[loop_state.HEAD]
     rows = memory.pending[np.arange(head - cluster.batch, head) & (memory.pending.size - 1)]
+    wasted, oldest = wasted_rows(memory, columns, rows[-1], told)
+
+    def seen(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        worker = columns.worker[rows].astype(np.int64)
+        return worker, columns.draw[rows], columns.read_version[rows], np.full(rows.size, -1)
+
     return UpdateRows(
-        replica=replica,
-        update=int(memory.counter[loop_state.VERSION]) - 1,
-        time=float(memory.clock[loop_state.NOW]),
-        worker=columns.worker[rows].astype(np.int64),
-        draw=columns.draw[rows],
-        read_version=columns.read_version[rows],
-        block=np.full(cluster.batch, -1),
-        oldest_read=int(oldest_read(memory, columns)),
+        replica,
+        int(memory.counter[loop_state.VERSION]) - 1,
+        float(memory.clock[loop_state.NOW]),
+        *seen(rows),
+        oldest_read=int(oldest),
+        wasted=Wasted(*seen(wasted), columns.status[wasted] == LOST) if wasted.size else _NOTHING,
     )
 
 
@@ -278,6 +288,7 @@ def _memory(cluster: Cluster, scenario: Scenario, replica: int) -> Memory:
         owed=np.zeros(workers, dtype=np.bool_),
     )
     memory.counter[loop_state.FREE] = slots
+    memory.counter[loop_state.TOLD] = 0 if cluster.reports else 2**62
     _plan_crashes(memory, scenario, replica)
     return memory
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from asyncsim.compiling import njit
-from asyncsim.sources.loop_state import HEAD, HEAP, KIND_BIT, MASK, PENDING, ROWS, TOP_EMPTY, VERSION, WAITING
-from asyncsim.trace import CRASH
+from asyncsim.sources.loop_state import HEAP, KIND_BIT, MASK, ROWS, TOLD, TOP_EMPTY, VERSION, WAITING
+from asyncsim.trace import APPLIED, CRASH
 
 
 @njit
@@ -29,13 +29,13 @@ def _unsettled_draws(memory, columns, version):  # type: ignore[no-untyped-def]
 
 @njit
 def final_rows(memory, columns):  # type: ignore[no-untyped-def]
-    """Return how many rows at the beginning are as they will be at the end, and earlier than all others to come."""
+    """Return how many rows at the beginning are told of, will stay as they are, and are earlier than all to come."""
     unsettled = _unsettled_draws(memory, columns, memory.counter[VERSION])
     final = 0
     for row in range(memory.counter[ROWS]):
         if row > 0 and _settled_at(columns, row - 1) < _settled_at(columns, row):
             final = row
-        if columns.draw[row] >= unsettled[columns.worker[row]]:
+        if columns.draw[row] >= unsettled[columns.worker[row]] or row >= memory.counter[TOLD]:
             break
     return final
 
@@ -76,14 +76,35 @@ def _settled_at(columns, row):  # type: ignore[no-untyped-def]
 
 
 @njit
-def oldest_read(memory, columns):  # type: ignore[no-untyped-def]
-    """Return the oldest version that a gradient under way or waiting was read at; the current one if there is none."""
+def wasted_rows(memory, columns, last, told):  # type: ignore[no-untyped-def]
+    """Return the rows of gradients computed for nothing that belong to an update, and the oldest version still needed.
+
+    They lie before row `last`, which has the last gradient of the update, and no earlier draw of their worker is still
+    on its way. `told` holds each worker's first draw that no update before told of, and is brought up to date; of
+    the rows before TOLD none is to be told any more.
+    """
     counter = memory.counter
+    first, counter[TOLD] = counter[TOLD], last + 1
+    untold = memory.last_draw + 1
     oldest = counter[VERSION]
-    for worker in range(memory.last_version.size):
-        if memory.under_way[worker]:
-            oldest = min(oldest, memory.last_version[worker])
-    mask = memory.pending.size - 1
-    for place in range(counter[HEAD], counter[HEAD] + counter[PENDING]):
-        oldest = min(oldest, columns.read_version[memory.pending[place & mask]])
-    return oldest
+    for place in range(counter[TOP_EMPTY], counter[HEAP]):
+        key = memory.heap[place].key
+        g = memory.gradients[key & MASK]
+        if g.version >= 0 and key >> KIND_BIT < CRASH:
+            untold[g.worker] = min(untold[g.worker], g.draw)
+            oldest = min(oldest, g.version)
+    for row in range(last + 1, counter[ROWS]):
+        worker = columns.worker[row]
+        untold[worker] = min(untold[worker], columns.draw[row])
+        oldest = min(oldest, columns.read_version[row])
+    found = np.empty(last - first, dtype=np.int64)
+    count = 0
+    for row in range(first, last):
+        worker, draw = columns.worker[row], columns.draw[row]
+        if draw >= untold[worker]:
+            counter[TOLD] = min(counter[TOLD], row)
+        elif draw >= told[worker] and columns.status[row] != APPLIED and not np.isnan(columns.done_time[row]):
+            found[count] = row
+            count += 1
+    told[:] = untold
+    return found[:count], oldest

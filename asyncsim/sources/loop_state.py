@@ -45,8 +45,9 @@ PURPOSES = 1 + max(SERVICE, SERVER, LATENCY_UP, LATENCY_DOWN)
     SERVER_BUSY,
     NOTED,
     COUNTED,
+    TOLD,
     COUNTERS,
-) = range(15)
+) = range(16)
 # Places in the vector of times.
 NOW, APPLIES_AT, CLOCKS = range(3)
 

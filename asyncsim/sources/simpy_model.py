@@ -35,6 +35,7 @@ from asyncsim.trace import (
     RECEIVE,
     RETURN,
     UpdateRows,
+    Wasted,
 )
 
 OnUpdate = Callable[[UpdateRows], str]
@@ -71,6 +72,7 @@ class Gradient:
         "arrive_time",
         "done_time",
         "draw",
+        "place",
         "read_time",
         "read_version",
         "start_time",
@@ -85,6 +87,7 @@ class Gradient:
         self.read_version = read_version
         self.read_time = read_time
         self.start_time = self.done_time = self.arrive_time = self.apply_time = NAN
+        self.place = INFINITY  # among all gradients, in the order in which they arrive or turn out not to
         self.update = -1
         self.status = APPLIED
 
@@ -126,6 +129,8 @@ class ClusterModel:
         self.batch: list[Gradient] = []
         self.jobs: deque[list[Gradient]] = deque()
         self.latest: list[Any] = [None] * self.count
+        self.places = count()
+        self.untold: list[deque[Gradient]] = [deque() for _ in range(self.count)]  # what `on_update` has not seen
         self.at_barrier = False
 
         seed = scenario.seed
@@ -325,6 +330,8 @@ class ClusterModel:
         before = self.latest[worker]
         gradient = Gradient(worker, 0 if before is None else before.draw + 1, self.version, self.env.now)
         self.latest[worker] = gradient
+        if self.on_update is not None:
+            self.untold[worker].append(gradient)
         if self.network is None:
             self.receive(gradient)
         else:
@@ -340,6 +347,7 @@ class ClusterModel:
         if self.past_the_end():
             return
         gradient.arrive_time = self.env.now
+        gradient.place = next(self.places)
         if self.at_barrier:
             self.settle(gradient, DISCARDED)
             self.leave_barrier_if_quiet()
@@ -454,6 +462,8 @@ class ClusterModel:
         """Write the row of a gradient whose fate is settled now."""
         gradient.status = status
         gradient.apply_time = self.env.now
+        if math.isnan(gradient.arrive_time):
+            gradient.place = next(self.places)
         self.settled.add(gradient)
 
     def note(self, kind: str, worker: int = -1) -> None:
@@ -462,19 +472,33 @@ class ClusterModel:
 
     def rows(self, batch: list[Gradient]) -> UpdateRows:
         """Return the update just made, as `on_update` sees it."""
-        waiting = [gradient for job in (self.batch, *self.jobs) for gradient in job]
-        under_way = [gradient for gradient in self.latest if self.is_under_way(gradient)]
-        oldest = min((gradient.read_version for gradient in (*waiting, *under_way) if gradient), default=self.version)
+        wasted = []
+        for mine in self.untold:
+            # Only in the order of draws: what became of a gradient after one still on its way waits for that one.
+            while mine and mine[0].place <= batch[-1].place:
+                gradient = mine.popleft()
+                if gradient.status != APPLIED and not math.isnan(gradient.done_time):
+                    wasted.append(gradient)
+        wasted.sort(key=lambda gradient: gradient.place)
         return UpdateRows(
-            replica=self.replica,
-            update=self.version - 1,
-            time=self.env.now,
-            worker=np.array([gradient.worker for gradient in batch]),
-            draw=np.array([gradient.draw for gradient in batch]),
-            read_version=np.array([gradient.read_version for gradient in batch]),
-            block=np.full(len(batch), -1),
-            oldest_read=oldest,
+            self.replica,
+            self.version - 1,
+            self.env.now,
+            *columns(batch),
+            oldest_read=min((mine[0].read_version for mine in self.untold if mine), default=self.version),
+            wasted=Wasted(*columns(wasted), np.array([g.status == LOST for g in wasted])) if wasted else NOTHING,
         )
+
+
+def columns(gradients: list[Gradient]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the workers, draws, versions read and blocks of gradients."""
+    rows = [(gradient.worker, gradient.draw, gradient.read_version, -1) for gradient in gradients]
+    worker, draw, read_version, block = np.array(rows, dtype=np.int64).reshape(-1, 4).T
+    return worker, draw, read_version, block
+
+
+#: What most updates tell of.
+NOTHING = Wasted(*columns([]), np.empty(0, dtype=np.bool_))
 
 
 def run_replica(
