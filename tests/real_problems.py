@@ -153,7 +153,12 @@ class LateDigits(Softmax):
 
 
 class Torn(At):
-    """The worker reads the rest of a model in blocks only when another update has been made since its first block."""
+    """The worker reads the rest of a model in blocks only when another update has been made since its first block.
+
+    The others wait for it after every `EVERY` of their draws, so that about one read in so many is torn at least.
+    """
+
+    EVERY = 20
 
     def happens(self) -> None:
         """Arrange for it."""
@@ -169,6 +174,8 @@ class Torn(At):
             if which == rest and not own["writing"]:
                 before = memory.version
                 self.note("back")
+                with open(Path(self.place, "torn"), "ab") as torn:
+                    torn.write(b".")
                 waited(lambda: memory.version > before or memory.counter[OVER] != RUNNING)
             return lock(memory, which)
 
@@ -177,6 +184,13 @@ class Torn(At):
     def __init__(self, blocks: int, **settings: Any):
         super().__init__(1, 5, until="back", **settings)
         self.blocks = blocks
+
+    def in_due_time(self, row: Any) -> None:
+        """Let it happen, and wait for the worker now and then."""
+        super().in_due_time(row)
+        if row.worker != self.worker and row.draw >= self.EVERY:
+            torn = Path(self.place, "torn")
+            waited(lambda: torn.exists() and torn.stat().st_size >= row.draw // self.EVERY)
 
 
 class Failing(At):

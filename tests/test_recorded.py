@@ -181,7 +181,7 @@ def test_block_reads_mix_versions_and_replay_to_the_bit(tmp_path: Path) -> None:
     reads = recording.trace.reads
     mixed = (reads != reads[:, :1]).any(axis=1)
     assert mixed[(recording.trace["worker"] == 1) & (recording.trace["draw"] == 6)].all()
-    assert mixed.any()
+    assert mixed.mean() >= 0.01  # four would do; the others wait for about twenty
     assert_replays(recorded, recording)
     whole = asyncsim.Trace(
         {name: recording.trace[name] for name in recording.trace.columns},
