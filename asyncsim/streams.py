@@ -178,7 +178,7 @@ def _rows(*parts: Any) -> tuple[tuple[int, ...], list[np.ndarray]]:
     """Broadcast parts of an address and flatten them to one row each."""
     arrays = [np.asarray(part, dtype=np.int64) for part in parts]
     if len({array.shape for array in arrays}) > 1:  # broadcasting costs as much as making a few numbers
-        arrays = list(np.broadcast_arrays(*arrays))
+        arrays = [array.copy() for array in np.broadcast_arrays(*arrays)]  # of a view numpy warns whoever may write
     return arrays[0].shape, [np.ascontiguousarray(array.reshape(-1)) for array in arrays]
 
 

@@ -792,6 +792,17 @@ def test_only_vectors_are_taken(vector: Any) -> None:
         Identity().encode(vector, HERE)
 
 
+def test_complex_numbers_are_not_taken() -> None:
+    with pytest.raises(ValueError, match="takes real numbers, got complex"):
+        Identity().encode(np.ones(3, dtype=complex), HERE)
+
+
+@pytest.mark.parametrize("address", [(7, 0), (7, 0, 1.5, 17), "abcd", 7], ids=["two", "half", "letters", "one"])
+def test_an_address_is_four_whole_numbers(address: Any) -> None:
+    with pytest.raises(ValueError, match="an address is four whole numbers"):
+        Identity().encode(np.ones(3), address)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_bytes_of_another_length_are_refused(name: str) -> None:
     payload = of(name).encode(np.ones(50), HERE)

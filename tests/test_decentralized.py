@@ -568,6 +568,8 @@ BAD = {
     "unknown field": ({"graph": {"topologie": "ring"}}, r"method.graph: unknown field 'topologie'"),
     "consensus step alone": ({"consensus_step": 0.5}, r"method.consensus_step: belongs to a compressor"),
     "consensus step": ({"consensus_step": 1.5, "compressor": {"kind": "sign"}}, r"method.consensus_step: must be"),
+    "no guarantee": ({"compressor": {"kind": "qsgd", "levels": 1}}, r"'consensus_step' must be given: QSGD"),
+    "sketch alone": ({"compressor": {"kind": "sketch", "k": 2}}, r"'consensus_step' must be given: SketchedTopK"),
     "compressor": ({"compressor": {"kind": "topk", "k": 2}}, r"method.compressor: unknown compressor 'topk'"),
     "k > d": ({"compressor": {"kind": "top_k", "k": 6}}, r"method: k = 6 exceeds the dimension, 5"),
     "asymmetric": (

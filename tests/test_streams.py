@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -162,3 +163,10 @@ def test_purposes_are_distinct():
 def test_more_numbers_than_an_address_holds_are_refused(size):
     with pytest.raises(ValueError, match="an address holds at most"):
         streams.uniforms(0, 0, 0, 0, streams.SAMPLE, size)
+
+
+def test_one_row_of_a_broadcast_address_is_made_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        together = streams.normals(5, np.zeros((1, 1), dtype=np.int64), -1, np.arange(1), streams.START, 4)
+    assert np.array_equal(together[0, 0], streams.normals(5, 0, -1, 0, streams.START, 4))

@@ -6,6 +6,7 @@ What both ends of a link know is never sent: the compressor itself, the dimensio
 
 from __future__ import annotations
 
+from operator import index
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -64,11 +65,17 @@ class Compressor(Spec):
 
     def encode(self, vector: ArrayLike, address: Address) -> Payload:
         """Return what is sent in place of `vector`, shape (d,); its `nbytes` are `nbytes(d)`."""
+        if np.iscomplexobj(vector):
+            raise ValueError("a compressor takes real numbers, got complex ones")
         x = np.ascontiguousarray(vector, dtype=np.float64)
         if np.ndim(vector) != 1 or x.size == 0:
             raise ValueError(f"a compressor takes one vector of shape (d,), got shape {np.shape(vector)}")
         self.check(x.size)
-        seed, replica, worker, draw = map(int, address)
+        try:
+            seed, replica, worker, draw = map(index, address)
+        except (TypeError, ValueError):
+            what = "an address is four whole numbers, (seed, replica, worker, draw)"
+            raise ValueError(f"{what}, got {address!r}") from None
         return Payload(self.pack(x, (seed, replica, worker, draw)), x.size, (seed, replica, worker, draw))
 
     def decode(self, payload: Payload) -> np.ndarray:

@@ -81,7 +81,8 @@ class DecentralizedSGD(Method):
     compressor, consensus_step
         C, for which W must be symmetric, and γ in (0, 1]. Left out, with δ the spectral gap of W, β = ‖I − W‖₂ and ω
         the contraction of C, E‖C(v) − v‖² ≤ (1 − ω)‖v‖², it is γ = δ²ω/(16δ + δ² + 4β² + 2δβ² − 8δω), for which models
-        and public copies are sure to come together (CHOCO's Theorem 2); larger ones may be faster.
+        and public copies are sure to come together (CHOCO's Theorem 2); larger ones may be faster. A C without a
+        guarantee, ω = 0, needs a γ.
 
     Sources: Lian et al. 2017, "Can decentralized algorithms outperform centralized algorithms?" (D-PSGD), which takes
     the step after the average, x_i ← Σ_j W_ij x_j − ηg_i, so that the two may overlap; x̄ moves alike, and the other
@@ -145,6 +146,9 @@ class DecentralizedSGD(Method):
         if self.compressor is None or self.consensus_step is not None:
             return self.consensus_step or 1.0
         gap, omega = spectral_gap(matrix), self.compressor.contraction(problem.dimension)
+        if omega == 0.0:  # the theorem's step would be 0, and nobody would ever move towards anybody
+            name = type(self.compressor).__name__
+            raise ValueError(f"'consensus_step' must be given: {name} guarantees no μ > 0 to choose it by")
         squared = float(1.0 - np.linalg.eigvalsh(matrix)[0]) ** 2
         below = 16.0 * gap + gap**2 + 4.0 * squared + 2.0 * gap * squared - 8.0 * gap * omega
         return float(gap**2 * omega / below)
