@@ -152,9 +152,9 @@ def loss(
     """Draw a metric against updates, time or bytes: the median over replicas and their 10 % to 90 % quantiles' band.
 
     `frame` has the columns replica, update, time, metric, value and, to compare several runs, `label`; the argument
-    `label` names a frame that has none. Bytes are those of the metric "bytes" at the same versions. A replica keeps its
-    last value until the next one, and after its end. The value axis is logarithmic where all values are positive and
-    span more than a factor of ten, and that of bytes always.
+    `label` names a frame that has none. Bytes are those of the metric "bytes" at the same versions. Between two
+    measurements a replica is on the straight line that joins them, and after its end it keeps its last value. The value
+    axis is logarithmic where all values are positive and span more than a factor of ten, and that of bytes always.
     """
     if against not in ("update", "time", "bytes"):
         raise ValueError(f"loss: against must be 'update', 'time' or 'bytes', got {against!r}")
@@ -173,7 +173,7 @@ def loss(
         grid = _grid(points)
         table = np.stack(
             [
-                _steps(at, curve["value"].to_numpy(dtype=np.float64), grid)
+                _joined(at, curve["value"].to_numpy(dtype=np.float64), grid)
                 for at, curve in zip(points, curves, strict=True)
             ]
         )
@@ -222,11 +222,20 @@ def _quantile(table: np.ndarray, share: float) -> np.ndarray:
     return np.where(np.isnan(table).any(axis=0), np.nan, between)
 
 
-def _steps(at: np.ndarray, values: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Return a curve that jumps at `at` on the grid: NaN before its first value, ∞ where a value is no number."""
+def _joined(at: np.ndarray, values: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Return a curve of straight lines on the grid: NaN before its first value, ∞ on the way to or from no number.
+
+    Were it to jump, replicas measured a little apart in time would seem far apart in value.
+    """
     place = np.searchsorted(at, grid, side="right") - 1
+    here = np.maximum(place, 0)
+    then = np.minimum(here + 1, len(at) - 1)
     values = np.where(np.isnan(values), np.inf, values)
-    return np.where(place >= 0, values[np.maximum(place, 0)], np.nan)
+    start, end = values[here], values[then]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where((grid > at[here]) & (at[then] > at[here]), (grid - at[here]) / (at[then] - at[here]), 0.0)
+        between = np.where((share == 0.0) | (start == end), start, start + share * (end - start))
+    return np.where(place >= 0, np.where(np.isnan(between), np.inf, between), np.nan)
 
 
 def time_to_target(ax: Axes, frame: DataFrame, *, time_unit: str = "s") -> Axes:

@@ -192,13 +192,13 @@ def test_loss_is_the_median_over_replicas_within_its_band(ax):
     assert not legend(ax)
 
 
-def test_loss_against_time_interpolates_as_steps(ax):
-    rows = [(0, 0, 0.0, 8.0), (0, 1, 2.0, 4.0), (0, 2, 4.0, 2.0), (1, 0, 0.0, 10.0), (1, 1, 3.0, 6.0)]
+def test_loss_against_time_joins_measurements_by_lines(ax):
+    rows = [(0, 0, 0.0, 8.0), (0, 1, 2.0, 4.0), (0, 2, 4.0, 2.0), (1, 0, 0.0, 12.0), (1, 1, 3.0, 6.0)]
     frame = pd.DataFrame(rows, columns=["replica", "update", "time", "value"]).assign(metric="loss", label="async")
     plots.loss(ax, frame, against="time")
     ((x, y),) = lines(ax)
     assert x.tolist() == [0, 2, 3, 4]
-    assert y.tolist() == [9, 7, 5, 4]  # replica 1 keeps its 6 after its end
+    assert y.tolist() == pytest.approx([10, (4 + 8) / 2, (3 + 6) / 2, (2 + 6) / 2])  # replica 1 keeps its 6 at the end
     assert legend(ax) == []
     plots.loss(ax, frame.drop(columns="label"), against="time", label="mine")
     assert "mine" in legend(ax)
@@ -224,7 +224,27 @@ def test_long_runs_are_drawn_on_a_common_grid(ax):
     assert x.size == 400
     assert x[-1] == 999.5
     inner = x > 1
-    assert np.abs(y - (np.floor(x) + np.floor(x - 0.5)) / 2)[inner].max() == 0
+    assert np.abs(y - (np.minimum(x, 999.0) + x - 0.5) / 2)[inner].max() < 1e-9
+
+
+def test_replicas_of_one_curve_measured_at_other_times_have_a_narrow_band(ax):
+    """As far apart as the curve falls in the time between their measurements, which is 0.01, not 1."""
+    time = np.arange(20.0)
+    parts = [pd.DataFrame({"replica": r, "time": time + r / 100, "value": 100 - time}) for r in (0, 1)]
+    plots.loss(ax, pd.concat(parts).assign(metric="loss"), against="time")
+    ((x, y),) = lines(ax)
+    assert np.abs(y - (100 - x))[(x > 0.01) & (x <= 19)].max() < 0.011
+
+
+def test_a_line_to_a_value_that_is_no_number_is_not_drawn(ax):
+    rows = [(0, 0.0, 4.0), (0, 2.0, 2.0), (0, 4.0, np.nan), (0, 6.0, 1.0), (1, 0.0, 4.0), (1, 3.0, 3.0), (1, 5.0, 3.0)]
+    frame = pd.DataFrame(rows, columns=["replica", "time", "value"]).assign(metric="loss")
+    plots.loss(ax, frame, against="time")
+    ((x, y),) = lines(ax)
+    assert dict(zip(x.tolist(), np.isfinite(y).tolist(), strict=True)) == {
+        **{0.0: True, 2.0: True, 6.0: True},
+        **{3.0: False, 4.0: False, 5.0: False},
+    }
 
 
 @pytest.mark.parametrize(("values", "scale"), [([1, 0.5], "linear"), ([100, 1], "log"), ([100, -1], "linear")])
