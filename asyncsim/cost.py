@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from asyncsim.cluster import Cluster
 from asyncsim.measure import DEFAULT_POINTS
 from asyncsim.methods.base import complete
 from asyncsim.problems.base import complete as complete_problem
 from asyncsim.results import open_trace
-from asyncsim.scenario import SECONDS, Cluster, Scenario
+from asyncsim.scenario import SECONDS, Scenario
 from asyncsim.sources import BYTES_PER_COORDINATE, choose_engine
 
 #: Rough costs on one core of a small machine, for estimates only.

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from asyncsim import theory
+from asyncsim.cluster import Cluster
 from asyncsim.durations import Constant, Exponential
 from asyncsim.methods import SGD
 from asyncsim.policies import Async
 from asyncsim.problems import Quadratic
-from asyncsim.scenario import Cluster, Scenario
+from asyncsim.scenario import Scenario
 
 
 def predict(scenario: Scenario) -> dict[str, float]:

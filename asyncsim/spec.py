@@ -81,6 +81,8 @@ SAID = {
     "too_long": "must not have more than {max_length} entries",
     "string_too_short": "must not be empty",
     "string_too_long": "must not have more than {max_length} characters",
+    "union_tag_invalid": "must have {discriminator} one of {expected_tags}",
+    "union_tag_not_found": "missing field {discriminator}",
 }
 
 

@@ -27,12 +27,13 @@ import numpy as np  # noqa: E402
 from timing import ROOT, commit, machine  # noqa: E402
 
 import asyncsim  # noqa: E402
+from asyncsim.cluster import Cluster  # noqa: E402
 from asyncsim.durations import Law  # noqa: E402
 from asyncsim.figures import COLOURS, GREY, finish, new_figure, save  # noqa: E402
 from asyncsim.noise import trace_differences  # noqa: E402
 from asyncsim.problems import LeastSquares, Quadratic  # noqa: E402
 from asyncsim.results import read_trace, write_trace  # noqa: E402
-from asyncsim.scenario import Cluster, Scenario, build  # noqa: E402
+from asyncsim.scenario import Scenario, build  # noqa: E402
 from asyncsim.streams import SERVICE  # noqa: E402
 from asyncsim.trace import Trace  # noqa: E402
 

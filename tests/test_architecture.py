@@ -18,6 +18,7 @@ LAYERS = [
     ["trace", "rules", "checking", "windows", "stored", "computed", "durations", "sampler", "staleness_laws", "slots"],
     ["network", "mixing", "policies", "staleness", "noise", "estimates", "problems", "compressors"],
     ["methods", "certificate"],
+    ["cluster"],
     ["scenario"],
     ["schema", "prediction", "schedule", "measure", "runs", "results"],
     ["sources", "replay"],

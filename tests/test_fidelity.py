@@ -13,9 +13,10 @@ import pytest
 import asyncsim
 from asyncsim import Trace, calibrate
 from asyncsim.calibration import timed
+from asyncsim.cluster import Cluster, Server, WorkerGroup
 from asyncsim.durations import Constant, Exponential, Gamma, Law
 from asyncsim.noise import trace_differences
-from asyncsim.scenario import Cluster, Server, WorkerGroup, build
+from asyncsim.scenario import build
 
 #: Updates of a run that plays a real one, and of a prediction, which is longer, so that its noise is small.
 MEASURED, LONG = 8000, 160_000

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from asyncsim import documents
+from asyncsim.cluster import Cluster, Server, WorkerGroup
 from asyncsim.methods import SGD
 from asyncsim.network import TOPOLOGIES, Network
 from asyncsim.policies import Async
@@ -17,14 +18,11 @@ from asyncsim.problems import Quadratic
 from asyncsim.scenario import (
     MODEL_METRICS,
     RUN_METRICS,
-    Cluster,
     Metrics,
     RunSettings,
     Scenario,
     ScenarioError,
-    Server,
     Sweep,
-    WorkerGroup,
     build,
     load,
 )

@@ -20,8 +20,8 @@ from asyncsim.calibration.laws import FEWEST
 from asyncsim.calibration.predictions import Measured, staleness_shares
 from asyncsim.calibration.result import Calibration, Part
 from asyncsim.calibration.timed import from_times
+from asyncsim.cluster import Cluster, Server, WorkerGroup
 from asyncsim.runs import Run
-from asyncsim.scenario import Cluster, Server, WorkerGroup
 from asyncsim.staleness import Reply
 from asyncsim.trace import Trace, TraceError
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from asyncsim.cluster import Cluster, Server, WorkerGroup
 from asyncsim.durations import Law
-from asyncsim.scenario import Cluster, Server, WorkerGroup
 from asyncsim.staleness import Reply, throughput
 from asyncsim.trace import Trace
 

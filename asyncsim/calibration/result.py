@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from asyncsim.calibration.assumptions import Assumption
+from asyncsim.cluster import Cluster
 from asyncsim.durations import Empirical
-from asyncsim.scenario import Cluster
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from asyncsim.calibration.laws import FEWEST, Fit, fit_law
 from asyncsim.calibration.predictions import Prediction, predict
 from asyncsim.calibration.result import Calibration, Part
 from asyncsim.calibration.workers import inflation, pool
+from asyncsim.cluster import Cluster, Server, WorkerGroup
 from asyncsim.network import Network
-from asyncsim.scenario import Cluster, Server, WorkerGroup
 from asyncsim.staleness import Reply
 from asyncsim.trace import Trace, TraceError
 

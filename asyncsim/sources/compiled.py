@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from asyncsim.cluster import Cluster as ClusterSpec
+from asyncsim.cluster import Crash
 from asyncsim.durations import EXPONENTIAL, Constant, Exponential
 from asyncsim.network import Passage, Routes
-from asyncsim.scenario import Cluster as ClusterSpec
-from asyncsim.scenario import Crash, Scenario
+from asyncsim.scenario import Scenario
 from asyncsim.sources import loop_state
 from asyncsim.sources.event_loop import advance
 from asyncsim.sources.loop_rows import final_rows, settle, wasted_rows

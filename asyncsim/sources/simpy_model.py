@@ -17,9 +17,10 @@ import numpy as np
 import simpy
 
 from asyncsim import streams
+from asyncsim.cluster import Cluster, Crash
 from asyncsim.durations import Constant, Exponential, SimulationError
 from asyncsim.network import Network
-from asyncsim.scenario import Cluster, Crash, Scenario
+from asyncsim.scenario import Scenario
 from asyncsim.sources.crossings import INFINITY, AddressedDurations, Crossing, Link
 from asyncsim.sources.table import SettledGradients, TraceParts, stands_still
 from asyncsim.trace import (
