@@ -583,6 +583,10 @@ BAD = {
     "on_loss belongs to error_feedback": {"on_loss": "drop", "error_feedback": False},
     "step_rule must be 'constant'": {"step_rule": "inverse_time", "reset_after": 5},
     "compressor missing field 'kind'": {"compressor": {}},
+    "sparsifier must have 'kind' one of 'rand_k', 'top_k', got": {
+        "compressor": {"kind": "composed", "sparsifier": {"kind": "sign"}, "quantizer": {"kind": "sign"}}
+    },
+    "quantizer missing field 'kind'": {"compressor": {"kind": "composed", "sparsifier": TOP, "quantizer": {}}},
     "k = 9 exceeds the dimension": {"compressor": {"kind": "top_k", "k": 9}},
     "reset_after must": {"reset_after": 0},
 }
