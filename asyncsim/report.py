@@ -48,6 +48,9 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     region = summary.get("saddle_region", {})
     for what, values in region.items():
         rows.append((f"in the saddle region: {what}", sum(values) / len(values), None))
+    for what, values in summary.get("method", {}).items():
+        if isinstance(values, list) and values and all(type(value) in (int, float) for value in values):
+            rows.append((what.replace("_", " "), sum(values) / len(values), None))
     unused = {name: count for name, count in summary["gradients"].items() if name != "applied" and count}
     rows += [(f"gradients {name}", count, None) for name, count in unused.items()]
     replicas = summary["replicas"]

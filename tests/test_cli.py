@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,27 @@ def test_a_momentum_is_implied_only_by_geometric_staleness(law: dict, said: str,
     lines = "\n".join(report.summary_lines(asyncsim.run(build(data)).summary))
     assert said in lines
     assert not_said not in lines
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"kind": "decentralized_sgd", "step": 0.1, "graph": {"topology": "ring"}}, r"spectral gap +0\.6667"),
+        (
+            {"kind": "compressed_sgd", "step": 0.1, "compressor": {"kind": "top_k", "k": 1}, "reset_after": 9},
+            r"resets +5",
+        ),
+        ({"kind": "sgd", "step": 0.1}, None),
+    ],
+    ids=lambda case: case["kind"] if isinstance(case, dict) else "",
+)
+def test_what_a_method_says_of_a_run_is_printed(method: dict, said: str | None) -> None:
+    cluster = {"workers": [{"count": 4, "service": {"law": "exponential", "mean": 1.0}}]}
+    problem = {"kind": "quadratic", "eigenvalues": [1.0, 2.0]}
+    data = {"cluster": cluster, "policy": {"kind": "sync"}, "problem": problem, "method": method}
+    run = asyncsim.run(build({**data, "run": {"updates": 50}}))
+    printed = "\n".join(report.summary_lines(run.summary))
+    assert re.search(said, printed) if said else "gap" not in printed and "resets" not in printed
 
 
 def test_stop_when_stops(tmp_path: Path) -> None:
