@@ -19,13 +19,13 @@ MOST_NAMES = 12
 def shares(ax: Axes, frame: DataFrame) -> Axes:
     """Draw one bar per worker: how many samples of each class it holds, one class on top of the other.
 
-    `frame` has the columns worker, class and samples, a row for each pair.
+    `frame` has the columns worker, class and samples, a row for each pair. The legend is in the order of the stack.
 
     >>> import pandas as pd
     >>> from asyncsim.figures import new_figure
     >>> frame = pd.DataFrame({"worker": [0, 0, 1, 1], "class": [0, 1, 0, 1], "samples": [5, 0, 1, 4]})
     >>> [text.get_text() for text in shares(new_figure()[1], frame).get_legend().get_texts()]
-    ['class 0', 'class 1']
+    ['class 1', 'class 0']
     """
     frame = checked("shares", frame, "worker", "class", "samples")
     table = frame.pivot(index="worker", columns="class", values="samples")
