@@ -1,4 +1,4 @@
-"""SEACD in parallel against gradient descent: `python benchmarks/factorization.py [FILE]`, 5 minutes; `--quick`, one.
+"""SEACD in parallel against gradient descent: `python benchmarks/factorization.py [FILE]`, 10 minutes; `--quick`, one.
 
 A photograph of 667 × 1024 grey values is factored without negative parts at eight ranks. Compared is the wall time to
 the same mean squared error, from the same start: SEACD with two workers in shared memory, which have a factor each as
@@ -8,6 +8,8 @@ coordinates, one after another, has moved them ("in sequence"). Its gradients ar
 same step, the smaller of what is best for either, and each at its own best; its passes at their own best. The best step
 is that of a grid with the least error after a fixed number of passes; SEACD's is sought on a schedule of two workers in
 turns.
+
+What is raced against each other takes turns, three rounds of it, and the medians of the rounds are reported.
 
 Gradient descent's error is known after every iteration, from the gradient's own products. Of SEACD's run there is the
 trace: a replay of it gives the error at a hundred versions, and the last version, which must be the run's bit for bit.
@@ -52,16 +54,21 @@ RANKS = (6, 11, 21, 42, 84, 112, 167, 334)
 QUICK_RANKS = (6, 42)
 #: Seconds of a run of gradient descent; everything else takes as many passes, or a share of them.
 SECONDS, QUICK_SECONDS = 2.0, 0.3
+ROUNDS, QUICK_ROUNDS = 3, 1
 #: Steps that are tried, in units of 1/L, L = 14σ₁/mn. A pass in sequence allows larger ones, the more so at high rank.
 STEPS = {
     "jacobi": [2 ** (half / 2) for half in range(2, 9)],
     "gauss_seidel": [2 ** (half / 2) for half in range(7, 17)],
 }
+#: The candidates in the report, each with its own best step.
+OWN = {"gd": "gd", "seacd": "jacobi", "sequence": "gauss_seidel"}
 #: Share of the passes for which a step is tried.
 TRIAL = 0.25
 
 #: What returns f and ∇f.
 Both = Callable[[np.ndarray], tuple[Any, np.ndarray]]
+#: Seconds of a run, and the errors there.
+Curve = tuple[np.ndarray, np.ndarray]
 
 
 # --- the problem ------------------------------------------------------------------------------------------------------
@@ -97,8 +104,8 @@ def shared_residual(problem: NonNegativeFactorization, x: np.ndarray) -> tuple[f
     return 0.5 * scale * float(np.vdot(residual, residual)), scale * gradient
 
 
-def descend(both: Both, x: np.ndarray, step: float, passes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the errors before each pass of projected gradient descent, and the seconds at which they were known."""
+def descend(both: Both, x: np.ndarray, step: float, passes: int) -> Curve:
+    """Return the seconds at which the errors before each pass of projected gradient descent were known, and these."""
     errors, seconds, begin = [], [], time.perf_counter()
     for _ in range(passes + 1):
         error, gradient = both(x)
@@ -107,7 +114,7 @@ def descend(both: Both, x: np.ndarray, step: float, passes: int) -> tuple[np.nda
         if not errors[-1] <= 10.0 * errors[0]:
             break
         x = np.maximum(x - step * gradient, 0.0)
-    return np.array(errors), np.array(seconds)
+    return np.array(seconds), np.array(errors)
 
 
 def in_turns(passes: int) -> Trace:
@@ -138,7 +145,7 @@ def replayed(trace: Trace, problem: Any, method: SEACD, points: int) -> tuple[np
     return versions, errors, run.final_iterates[0]
 
 
-def recorded(problem: Any, method: SEACD, passes: int) -> tuple[np.ndarray, np.ndarray]:
+def recorded(problem: Any, method: SEACD, passes: int) -> Curve:
     """Return seconds of a real run with two workers, and the errors there."""
     scenario = build(
         {
@@ -211,11 +218,21 @@ def time_to(target: float, seconds: np.ndarray, errors: np.ndarray) -> float:
     return float(seconds[place - 1] + share * (seconds[place] - seconds[place - 1]))
 
 
+def _reached(runs: list[Curve]) -> float:
+    """Return the least error that every round has come to."""
+    return float(max(errors.min() for _, errors in runs))
+
+
+def _iteration(run: Curve) -> float:
+    """Return the usual seconds from one error to the next."""
+    return float(np.median(np.diff(run[0])))
+
+
 def _last_error(trace: Trace, problem: NonNegativeFactorization, sweep: Sweep, step: float) -> float:
     return float(replayed(trace, problem, seacd(step, sweep), 1)[1][-1])
 
 
-def race(problem: NonNegativeFactorization, budget: float, say: Callable[[str], None]) -> dict[str, Any]:
+def race(problem: NonNegativeFactorization, budget: float, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Return what was measured at one rank."""
     x, both = problem.initial(0, 0), problem.value_and_gradient
     ways: dict[str, Both] = {"as the problem does": both, "residual": partial(shared_residual, problem)}
@@ -224,52 +241,57 @@ def race(problem: NonNegativeFactorization, budget: float, say: Callable[[str], 
         passes = int(np.clip(budget / each["as the problem does"], 20, 5000))
         trial = max(15, int(TRIAL * passes))
         trace = in_turns(trial)
-        best = {"gd": best_step(problem, "jacobi", lambda step: descend(both, x, step, trial)[0][-1])}
+        best = {"gd": best_step(problem, "jacobi", lambda step: descend(both, x, step, trial)[1][-1])}
         for sweep in get_args(Sweep):
-            error_of = partial(_last_error, trace, problem, sweep)
-            best[sweep] = best_step(problem, sweep, error_of)
-        multiples = {name: step * problem.smoothness for name, step in best.items()}
-        say(f"{passes} passes; best steps " + ", ".join(f"{name} {of:.3g}/L" for name, of in multiples.items()))
-        same = min(best["gd"], best["jacobi"])
-        used = time.process_time(), time.perf_counter()
-        gd = {step: descend(both, x, step, passes) for step in {same, best["gd"]}}
-        busy = (time.process_time() - used[0]) / (time.perf_counter() - used[1])
-    with threadpool_limits(2, "blas"):
-        two_threads = descend(both, x, best["gd"], max(10, passes // 2))[1]
-    say("gradient descent")
-    jacobi = {step: recorded(problem, seacd(step), passes) for step in {same, best["jacobi"]}}
-    sequence = recorded(problem, seacd(best["gauss_seidel"], "gauss_seidel"), passes)
-    say("SEACD")
-    # A step that was best for few passes may be too long for many.
-    best["gd"] = min(gd, key=lambda step: gd[step][0].min())
-    best["jacobi"] = min(jacobi, key=lambda step: jacobi[step][1].min())
+            best[sweep] = best_step(problem, sweep, partial(_last_error, trace, problem, sweep))
     multiples = {name: step * problem.smoothness for name, step in best.items()}
-    # The error that both have reached; that of the candidates' own best steps is one for all.
-    own = max(gd[best["gd"]][0].min(), jacobi[best["jacobi"]][1].min(), sequence[1].min())
-    shared = max(gd[same][0].min(), jacobi[same][1].min())
-    iteration = float(np.median(np.diff(gd[best["gd"]][1])))
+    say(f"{passes} passes; best steps " + ", ".join(f"{name} {of:.3g}/L" for name, of in multiples.items()))
+    same = min(best["gd"], best["jacobi"])
+    runs: dict[tuple[str, float], list[Curve]] = {}
+    busy, two_threads = [], []
+    for number in range(rounds):
+        for step in {same, best["gd"]}:
+            used = time.process_time(), time.perf_counter()
+            with threadpool_limits(1, "blas"):
+                runs.setdefault(("gd", step), []).append(descend(both, x, step, passes))
+            busy.append((time.process_time() - used[0]) / (time.perf_counter() - used[1]))
+        for step in {same, best["jacobi"]}:
+            runs.setdefault(("jacobi", step), []).append(recorded(problem, seacd(step), passes))
+        sweep = "gauss_seidel"
+        runs.setdefault((sweep, best[sweep]), []).append(recorded(problem, seacd(best[sweep], sweep), passes))
+        with threadpool_limits(2, "blas"):
+            two_threads.append(_iteration(descend(both, x, best["gd"], max(10, passes // 2))))
+        say(f"round {number + 1} of {rounds}")
+    # A step that was best for few passes may be too long for many.
+    for name in "gd", "jacobi":
+        best[name] = min((step for kind, step in runs if kind == name), key=lambda step: _reached(runs[name, step]))
+    # The error that all of them have reached; that of the candidates' own best steps is one for all.
+    own = max(_reached(runs[name, best[name]]) for name in best)
+    shared = max(_reached(runs[name, same]) for name in ("gd", "jacobi"))
     with threadpool_limits(1):
         cd = by_scikit_learn(problem, x, own, budget)
     say("scikit-learn")
-    to_own = time_to(own, *gd[best["gd"]][::-1])
+
+    def seconds(target: float, name: str, step: float) -> list[float]:
+        return [time_to(target, *run) for run in runs[name, step]]
+
+    descents = runs["gd", best["gd"]]
+    iterations = [_iteration(run) for run in descents]
+    to_own = seconds(own, "gd", best["gd"])
+    two = [took * two / one for took, two, one in zip(to_own, two_threads, iterations, strict=True)]
+    own_times = {name: seconds(own, kind, best[kind]) for name, kind in OWN.items()}
+    iteration = 1e3 * float(np.median(iterations))
     return {
         "passes": passes,
-        "steps": multiples | {"same": same * problem.smoothness},
-        "same": {"error": shared, "gd": time_to(shared, *gd[same][::-1]), "seacd": time_to(shared, *jacobi[same])},
-        "own": {
-            "error": own,
-            "gd": to_own,
-            "seacd": time_to(own, *jacobi[best["jacobi"]]),
-            "sequence": time_to(own, *sequence),
-            "two_threads": to_own * float(np.median(np.diff(two_threads))) / iteration,
-            "scikit_learn": cd,
-        },
-        "busy": busy,
+        "steps": {name: step * problem.smoothness for name, step in best.items()} | {"same": same * problem.smoothness},
+        "same": {"error": shared, "gd": seconds(shared, "gd", same), "seacd": seconds(shared, "jacobi", same)},
+        "own": {"error": own, **own_times, "two_threads": two, "scikit_learn": cd},
+        "busy": min(busy),
         "milliseconds": {
-            "iteration": 1e3 * iteration,
-            "residual": 1e3 * iteration * each["residual"] / each["as the problem does"],
-            "seacd": 1e3 * float(jacobi[same][0][-1]) / passes,
-            "sequence": 1e3 * float(sequence[0][-1]) / passes,
+            "iteration": iteration,
+            "residual": iteration * each["residual"] / each["as the problem does"],
+            "seacd": 1e3 * float(np.median([run[0][-1] for run in runs["jacobi", same]])) / passes,
+            "sequence": 1e3 * float(np.median([run[0][-1] for run in runs[sweep, best[sweep]]])) / passes,
         },
     }
 
@@ -289,7 +311,7 @@ def main(file: str | None, quick: bool, only_costs: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = photograph(file, folder)
         shown = "scikit-learn's photograph of a Chinese temple, enlarged" if file is None else f"`{Path(file).name}`"
-        key = [hashlib.sha256(Path(path).read_bytes()).hexdigest(), commit(), SECONDS]
+        key = [hashlib.sha256(Path(path).read_bytes()).hexdigest(), commit(), SECONDS, ROUNDS]
         known = json.loads(partial_results.read_text()) if partial_results.exists() and not quick else {}
         results = (
             {int(rank): found for rank, found in known.get("results", {}).items()} if known.get("key") == key else {}
@@ -308,7 +330,7 @@ def main(file: str | None, quick: bool, only_costs: bool) -> None:
                 click.echo(f"rank {rank:>3}, {time.perf_counter() - begin:5.1f} s: {what}")
 
             problem = NonNegativeFactorization(photograph=path, rank=rank)
-            found = race(problem, QUICK_SECONDS if quick else SECONDS, say)
+            found = race(problem, *((QUICK_SECONDS, QUICK_ROUNDS) if quick else (SECONDS, ROUNDS)), say)
             found |= beside(problem)
             say("costs")
             results[rank] = found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from factorization_costs import DESCENT, WORKERS
@@ -20,8 +21,9 @@ Wall times made by `python benchmarks/factorization.py` at commit {commit} on {m
 #: The sections of the report, those that were raced in wall time first.
 RACED = """## Wall time to the same mean squared error
 
-Seconds to the error in the second column. GD: projected gradient descent, one thread, in the way that takes fewer
-operations. "times": how many times longer it took than SEACD. "busy" is the share of gradient descent's wall time in
+Seconds to the error in the second column, medians of {rounds} rounds in which all take turns. GD: projected gradient
+descent, one thread, in the way that takes fewer operations. "times": how many times longer it took than SEACD, the
+median of the rounds (and the least and the greatest). "busy" is the least share of gradient descent's wall time in
 which it ran; where it is not near 1, the machine was not quiet, and the row says little.
 
 Both with one step:
@@ -88,7 +90,8 @@ def table(head: str, rows: list[list[Any]]) -> str:
 def report(results: dict[int, dict[str, Any]], picture: str, limit: float) -> str:
     """Return all sections."""
     about = {"commit": commit(), "machine": machine()}
-    raced = RACED.format(limit=limit, **_raced(results, limit))
+    rounds = len(next(iter(results.values()))["own"]["gd"])
+    raced = RACED.format(limit=limit, rounds=rounds, **_raced(results, limit))
     return "\n".join([HEAD.format(picture=picture, **about), raced, computed(results)])
 
 
@@ -104,9 +107,10 @@ def _raced(results: dict[int, dict[str, Any]], limit: float) -> dict[str, str]:
         same, own, wall = found["same"], found["own"], found["milliseconds"]
         cd = own["scikit_learn"]
         learnt = f"> {limit:g}" if cd["seconds"] is None else f"{cd['seconds']:.3g} ({cd['iterations']})"
-        rows["same"].append([rank, same["error"], same["gd"], same["seacd"], _times(same, "seacd"), found["busy"]])
-        seacd = own["seacd"], _times(own, "seacd"), own["sequence"], _times(own, "sequence")
-        rows["own"].append([rank, own["error"], own["gd"], *seacd, own["two_threads"], learnt])
+        both = (median(same[name]) for name in ("gd", "seacd"))
+        rows["same"].append([rank, same["error"], *both, _times(same, "seacd"), found["busy"]])
+        seacd = median(own["seacd"]), _times(own, "seacd"), median(own["sequence"]), _times(own, "sequence")
+        rows["own"].append([rank, own["error"], median(own["gd"]), *seacd, median(own["two_threads"]), learnt])
         rows["steps"].append([rank, *(found["steps"][name] for name in ("same", "gd", "jacobi", "gauss_seidel"))])
         rows["walls"].append([rank, *(wall[name] for name in ("iteration", "residual", "seacd", "sequence"))])
     heads = {
@@ -140,8 +144,14 @@ def computed(results: dict[int, dict[str, Any]]) -> str:
     return COMPUTED.format(commit=commit(), machine=machine(), descent=DESCENT, **tables)
 
 
-def _times(found: dict[str, float], name: str) -> str:
-    return f"**{found['gd'] / found[name]:.2f}**"
+def ratios(found: dict[str, Any], name: str) -> list[float]:
+    """Return how many times longer gradient descent took, in each round."""
+    return [slow / fast for slow, fast in zip(found["gd"], found[name], strict=True)]
+
+
+def _times(found: dict[str, Any], name: str) -> str:
+    each = ratios(found, name)
+    return f"**{median(each):.2f}**" + (f" ({min(each):.2f}–{max(each):.2f})" if len(each) > 1 else "")
 
 
 def at_most(ops: dict[str, Any]) -> float:
@@ -154,9 +164,14 @@ def draw(results: dict[int, dict[str, Any]], path: Path) -> None:
     figure, ax = new_figure()
     ranks = list(results)
     curves = ("same", "seacd", "same step"), ("own", "seacd", "each its best step"), ("own", "sequence", "in sequence")
-    for colour, (part, name, label) in zip(COLOURS, curves, strict=False):
-        ratios = [results[rank][part]["gd"] / results[rank][part][name] for rank in ranks]
-        ax.plot(ranks, ratios, color=colour, marker="o", markersize=5, label=label)
+    # Where the same step is best for both, one curve lies on the other: the first has the larger marks.
+    marks = ("s", 9), ("o", 5), ("o", 5)
+    for colour, (part, name, label), (marker, size) in zip(COLOURS, curves, marks, strict=False):
+        rounds = [ratios(results[rank][part], name) for rank in ranks]
+        middle = [median(each) for each in rounds]
+        reach = [[here - min(each) for here, each in zip(middle, rounds, strict=True)]]
+        reach += [[max(each) - here for here, each in zip(middle, rounds, strict=True)]]
+        ax.errorbar(ranks, middle, reach, color=colour, marker=marker, markersize=size, label=label, capsize=3)
     bound = [at_most(found["work"]) for found in results.values()]
     ax.plot(ranks, bound, color=GREY, linestyle=":", label="gradients alone, by operations")
     ax.axhline(1.5, color=GREY, linewidth=0.8)
