@@ -125,7 +125,8 @@ def test_beyond_the_mean_square_limit_late_steps_are_left_out():
         ("About .* replicas would do, there are 10", {"replicas": 10}),
         ("in . of 119 updates, 10 are needed", {"step": 1.5}),
         ("in 4 of 4 updates, 10 are needed; .* of little use", {"updates": 5}),
-        ("directions differ by 0 standard errors, 5 are needed", {"workers": 1}),
+        # They do not differ at all; how rounding says so depends on the processor.
+        (r"directions differ by 0(\.0\d*)? standard errors, 5 are needed", {"workers": 1}),
         ("directions differ by [0-3]", {"workers": 1, "noise": 0.5}),
         ("in 0 of 0 updates", {"updates": 1}),
     ],
