@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 import asyncsim
+from asyncsim.allocator import keep_freed_memory
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -70,6 +71,7 @@ def _failures() -> tuple[type[Exception], ...]:
 @click.version_option(version=asyncsim.__version__, prog_name="asyncsim")
 def main() -> None:
     """A laboratory for asynchronous optimization: simulate a schedule, replay any method on it, compare with theory."""
+    keep_freed_memory()
 
 
 def _overrides(settings: tuple[str, ...], seed: int | None) -> dict[str, Any]:

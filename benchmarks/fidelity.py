@@ -3,8 +3,8 @@
 Real runs are recorded first, one after the other, while nothing else should run on the machine; their traces lie in
 runs/fidelity/COMMIT, so that an interrupted start goes on where it was. Then each is predicted from another one: a
 cluster calibrated on a run with one seed is simulated, with the number of workers of a run with another seed, and held
-against that one. Figures go to fidelity.csv and fidelity.png beside this file as they come, the tables into
-docs/fidelity.md.
+against that one. So is, as a control, one more real run like it: no prediction can be asked to be nearer. Figures go to
+fidelity.csv and fidelity.png beside this file as they come, the tables into docs/fidelity.md.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import numpy as np  # noqa: E402
 from timing import ROOT, commit, machine  # noqa: E402
 
 import asyncsim  # noqa: E402
+from asyncsim.allocator import keep_freed_memory  # noqa: E402
 from asyncsim.cluster import Cluster  # noqa: E402
-from asyncsim.durations import Law  # noqa: E402
 from asyncsim.figures import COLOURS, GREY, finish, new_figure, save  # noqa: E402
-from asyncsim.noise import trace_differences  # noqa: E402
-from asyncsim.problems import LeastSquares, Quadratic  # noqa: E402
+from asyncsim.noise import Difference, trace_differences  # noqa: E402
+from asyncsim.problems import LeastSquares, Quadratic, TanhNetwork  # noqa: E402
 from asyncsim.results import read_trace, write_trace  # noqa: E402
 from asyncsim.scenario import Scenario, build  # noqa: E402
 from asyncsim.streams import SERVICE  # noqa: E402
@@ -49,10 +49,12 @@ LONGER = 20
 #: A run that takes this many times as long as planned ends there.
 PATIENCE = 4.0
 
-#: What workers do who only wait, who compute (about 2 ms), and who hardly compute (about 20 microseconds).
+#: What workers do who only wait, who compute (about 4 ms) in a core's own cache or (2 ms) on 19 MB of data, which pass
+#: through memory that the cores share among them and with others' machines, and who hardly compute (20 microseconds).
 PROBLEMS = {
     "waits": Quadratic(dimension=10, condition_number=10.0),
-    "computes": LeastSquares(samples=6000, dimension=400, condition_number=10.0),
+    "computes": TanhNetwork(hidden=256, batch=1024),
+    "streams": LeastSquares(samples=6000, dimension=400, condition_number=10.0),
     "tiny": LeastSquares(samples=400, dimension=100, condition_number=10.0),
 }
 EXPONENTIAL = {"law": "exponential", "mean": 8.0}
@@ -78,7 +80,7 @@ class Case(NamedTuple):
     def name(self) -> str:
         """What the workers do, in words."""
         if self.work != "waits":
-            return {"computes": "compute 2 ms", "tiny": "compute 20 µs"}[self.work]
+            return {"computes": "compute 4 ms", "streams": "compute 2 ms on 19 MB", "tiny": "compute 20 µs"}[self.work]
         return f"wait: {self.law['law']}, {self.law['mean']:g} ms"
 
 
@@ -88,9 +90,10 @@ def cases() -> list[Case]:
     for backend in ("threads", "queue", "shared_memory", "mpi", "manager"):
         for law, updates, repetitions in ((EXPONENTIAL, 360, 5), (STEADY, 260, 3)):
             found += [Case("waiting", backend, "waits", law, 4, workers, updates, repetitions) for workers in (4, 16)]
-    for backend in ("threads", "queue", "shared_memory"):
-        for pair in ((1, 1), (2, 2), (1, 2)):
-            found.append(Case("computing", backend, "computes", NO_LAW, *pair, 600, 5))
+    for group, work in (("computing", "computes"), ("memory", "streams")):
+        for backend in ("threads", "queue", "shared_memory"):
+            for pair in ((1, 1), (2, 2), (1, 2)):
+                found.append(Case(group, backend, work, NO_LAW, *pair, 600, 5))
     for backend in ("threads", "queue", "shared_memory"):
         for pair in ((2, 6), (6, 6)):
             found.append(Case("more workers than cores", backend, "computes", NO_LAW, *pair, 600, 3))
@@ -102,6 +105,7 @@ def cases() -> list[Case]:
 GROUPS = {
     "waiting": "Waiting workers",
     "computing": "Computing workers, no more than cores",
+    "memory": "Computing workers, no more than cores, whose data do not fit into the cache",
     "more workers than cores": "More computing workers than cores",
     "tiny gradients": "Tiny gradients",
     "a busy server": "A server that is always busy",
@@ -179,7 +183,10 @@ def _cores_used() -> tuple[float, float]:
 
 
 class Figures(NamedTuple):
-    """One prediction held against one real run. Throughput is predicted over real; times are in ms."""
+    """One prediction held against one real run, and another real run held against it: the control.
+
+    Throughput is that of the prediction, or of the control, over that of the real run; times are in ms.
+    """
 
     group: str
     backend: str
@@ -192,8 +199,12 @@ class Figures(NamedTuple):
     total_variation: float = np.nan
     total_variation_band: float = np.nan
     throughput: float = np.nan
-    throughput_equal_draws: float = np.nan
+    throughput_equal_times: float = np.nan
     throughput_band: float = np.nan
+    control_total_variation: float = np.nan
+    control_total_variation_band: float = np.nan
+    control_throughput: float = np.nan
+    control_throughput_equal_times: float = np.nan
     shares: float = np.nan
     shares_band: float = np.nan
     server_busy: float = np.nan
@@ -216,11 +227,16 @@ def predict_all(chosen: list[Case], folder: Path) -> Iterator[Figures]:
 
 
 def _files(case: Case, repetition: int, folder: Path) -> list[Path]:
-    """Return the run to calibrate on, and the one to predict: with as many workers that of the next repetition."""
-    other = (repetition + 1) % max(case.repetitions, 2) if case.calibrated == case.predicted else repetition
+    """Return the run to calibrate on, the one to predict, and another with as many workers as that.
+
+    With as many workers as were calibrated on, it is that of the next repetition that is predicted.
+    """
+    following = (repetition + 1) % max(case.repetitions, 2)
+    same = case.calibrated == case.predicted
     return [
         file_of(case, case.calibrated, repetition, folder),
-        file_of(case, case.predicted, other, folder),
+        file_of(case, case.predicted, following if same else repetition, folder),
+        file_of(case, case.predicted, repetition if same else following, folder),
     ]
 
 
@@ -233,7 +249,7 @@ def _calibrated(path: Path) -> Cluster:
 def _predicted(case: Case, repetition: int, folder: Path) -> dict[str, Any]:
     """Return the figures of one prediction."""
     paths = _files(case, repetition, folder)
-    known, real = (read_trace(path) for path in paths)
+    known, real, control = (read_trace(path) for path in paths)
     cluster = scaled(_calibrated(paths[0]), case.predicted)
     warmup = WARMUP * case.predicted
     updates = int(real.updates[0])
@@ -247,24 +263,26 @@ def _predicted(case: Case, repetition: int, folder: Path) -> dict[str, Any]:
         )
     )
     found = trace_differences(real, simulated, warmup=warmup)
+    likewise = trace_differences(real, control, warmup=warmup)
     distance, rate, shares = found["total_variation"], found["throughput"], found["shares"]
-    ratio = rate.b / rate.a
-    drawn = [0.0, 0.0]
-    late = [np.nan, np.nan]
-    if case.work == "waits":
-        law = build({"cluster": {"workers": [{"service": case.law}]}, "run": {"updates": 1}}).cluster
-        assert law is not None
-        drawn, late = np.transpose([_drawn(trace, law.laws[0]) for trace in (known, real)]).tolist()
-    # M / rate is the mean time of a worker's cycle. What the draws of both runs differ by is known, and taken out.
-    cycle = case.predicted / rate.b + drawn[1] - drawn[0]
+    times, late = np.transpose([_times(case, trace) for trace in (known, real, control)]).tolist()
+
+    def equal_times(rate: Difference, there: float) -> float:
+        """Return the ratio of rates had the mean time been that of the real run: M / rate is the mean of a cycle."""
+        return case.predicted / (case.predicted / rate.b + times[1] - there) / rate.a
+
     return {
         "updates": updates - warmup,
         "staleness": float(real.staleness(warmup=warmup).mean()),
         "total_variation": distance.distance,
         "total_variation_band": distance.band(CONFIDENCE),
-        "throughput": ratio,
-        "throughput_equal_draws": case.predicted / cycle / rate.a,
+        "throughput": rate.b / rate.a,
+        "throughput_equal_times": equal_times(rate, times[0]),
         "throughput_band": rate.band(CONFIDENCE),
+        "control_total_variation": likewise["total_variation"].distance,
+        "control_total_variation_band": likewise["total_variation"].band(CONFIDENCE),
+        "control_throughput": likewise["throughput"].b / likewise["throughput"].a,
+        "control_throughput_equal_times": equal_times(likewise["throughput"], times[2]),
         "shares": shares.distance,
         "shares_band": shares.band(CONFIDENCE),
         "server_busy": cluster.server.service.mean * rate.a,
@@ -285,24 +303,29 @@ def scaled(cluster: Cluster, workers: int) -> Cluster:
     return Cluster(time_unit=cluster.time_unit, workers=tuple(kept), server=cluster.server, network=cluster.network)
 
 
-def _drawn(trace: Trace, law: Law) -> tuple[float, float]:
-    """Return the mean service time that was drawn, and by how much longer it took."""
+def _times(case: Case, trace: Trace) -> tuple[float, float]:
+    """Return the mean time that workers were to wait, and by how much longer it took; or that they have computed."""
     used = trace["read_version"] >= WARMUP * trace.workers
+    took = trace["done_time"] - trace["start_time"]
+    if case.work != "waits":
+        return float(took[used].mean()), np.nan
+    cluster = build({"cluster": {"workers": [{"service": case.law}]}, "run": {"updates": 1}}).cluster
+    assert cluster is not None
     drawn = np.empty(len(trace))
     for worker in range(trace.workers):
         mine = trace["worker"] == worker
         size = int(trace["draw"][mine].max(initial=0)) + 1
-        drawn[mine] = law.sample(trace.seed, 0, worker, 0, size=size, purpose=SERVICE)[trace["draw"][mine]]
-    took = trace["done_time"] - trace["start_time"]
+        samples = cluster.laws[0].sample(trace.seed, 0, worker, 0, size=size, purpose=SERVICE)
+        drawn[mine] = samples[trace["draw"][mine]]
     return float(drawn[used].mean()), float((took - drawn)[used].mean())
 
 
 # --- what comes of it ---------------------------------------------------------------------------------------------
 
 HEAD = (
-    "| backend | workers | calibrated → predicted | total variation | chance, 95 % | within | "
-    "throughput | with equal draws | within 3 % | shares within | server busy | late by, ms |\n"
-    "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    "| backend | workers | calibrated → predicted | total variation | chance, 95 % | a real run's | within | "
+    "throughput | within 3 % | with equal times | within 3 % | shares within | server busy | late by, ms |\n"
+    "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 
@@ -324,21 +347,48 @@ def _line(key: tuple[Any, ...], rows: list[Figures]) -> str:
     start = f"| {backend} | {work} | {calibrated} → {predicted} |"
     good = [row for row in rows if not row.failed]
     if not good:
-        return f"{start} failed: {rows[0].failed} |" + " |" * 8
+        return f"{start} failed: {rows[0].failed} |" + " |" * 10
     n = len(rows)
-    errors = [row.throughput - 1 for row in good]
-    equal = [row.throughput_equal_draws - 1 for row in good]
-    stale = sum(_within(row.total_variation, row.total_variation_band) for row in good)
+    right, control = _right_ones(good), _right_ones(good, control=True)
     shares = sum(_within(row.shares, row.shares_band) for row in good)
-    late = "" if np.isnan(good[0].late_predicted) else " → ".join(
-        f"{statistics.median(getattr(row, name) for row in good):.2f}" for name in ("late_calibrated", "late_predicted")
-    )  # fmt: skip
+
+    def median(name: str) -> float:
+        return statistics.median(getattr(row, name) for row in good)
+
+    def spread(name: str) -> str:
+        errors = [getattr(row, name) - 1 for row in good]
+        return f"{statistics.median(errors):+.1%} ({min(errors):+.1%} … {max(errors):+.1%})"
+
+    def held(what: str) -> str:
+        return f"{getattr(right, what)} of {n} ({getattr(control, what)})"
+
+    late = f"{median('late_calibrated'):.2f} → {median('late_predicted'):.2f}"
     return (
-        f"{start} {statistics.median(row.total_variation for row in good):.3f} "
-        f"| {statistics.median(row.total_variation_band for row in good):.3f} | {stale} of {n} "
-        f"| {_spread(errors)} | {_spread(equal) if late else ''} "
-        f"| {sum(abs(error) <= RATE for error in equal)} of {n} | {shares} of {n} "
-        f"| {statistics.median(row.server_busy for row in good):.0%} | {late} |"
+        f"{start} {median('total_variation'):.3f} | {median('total_variation_band'):.3f} "
+        f"| {median('control_total_variation'):.3f} | {held('staleness')} "
+        f"| {spread('throughput')} | {held('throughput')} "
+        f"| {spread('throughput_equal_times')} | {held('equal_times')} "
+        f"| {shares} of {n} | {median('server_busy'):.0%} | {'' if 'nan' in late else late} |"
+    )
+
+
+class Right(NamedTuple):
+    """How many of some predictions, or of their controls, are right."""
+
+    staleness: int
+    throughput: int
+    equal_times: int
+
+
+def _right_ones(rows: list[Figures], *, control: bool = False) -> Right:
+    start = "control_" if control else ""
+
+    def values(name: str) -> list[float]:
+        return [getattr(row, start + name) for row in rows]
+
+    return Right(
+        sum(map(_within, values("total_variation"), values("total_variation_band"))),
+        *(sum(abs(ratio - 1) <= RATE for ratio in values(f"throughput{how}")) for how in ("", "_equal_times")),
     )
 
 
@@ -346,20 +396,18 @@ def _within(distance: float, band: float) -> bool:
     return bool(distance <= band + 1e-12)
 
 
-def _spread(errors: list[float]) -> str:
-    """Return median, least and largest of relative errors."""
-    return f"{statistics.median(errors):+.1%} ({min(errors):+.1%} … {max(errors):+.1%})"
-
-
 def summary(rows: list[Figures]) -> str:
-    """Say in a line for each group how many predictions were right."""
+    """Say in a line for each group how many predictions were right, and how many controls."""
     lines = []
     for group, title in GROUPS.items():
         mine = [row for row in rows if row.group == group]
         if mine:
-            stale = sum(_within(row.total_variation, row.total_variation_band) for row in mine)
-            right = sum(abs(row.throughput_equal_draws - 1) <= RATE for row in mine)
-            lines.append(f"- {title}: staleness within the band in {stale} of {len(mine)}, throughput in {right}.")
+            right, control = _right_ones(mine), _right_ones(mine, control=True)
+            lines.append(
+                f"- {title}: staleness within the band in {right.staleness} of {len(mine)} (of other real runs "
+                f"{control.staleness}), throughput within 3 % in {right.throughput} ({control.throughput}), with equal "
+                f"times in {right.equal_times} ({control.equal_times})."
+            )
     return "\n".join(lines)
 
 
@@ -381,7 +429,7 @@ def draw(rows: list[Figures], path: Path) -> None:
             marker = "o" if row.calibrated == row.predicted else "^"
             ax.plot(
                 distance,
-                row.throughput_equal_draws - 1,
+                row.throughput_equal_times - 1,
                 marker,
                 color=colour,
                 markersize=5,
@@ -398,7 +446,9 @@ def draw(rows: list[Figures], path: Path) -> None:
     ticks = (-0.5, -0.1, -0.03, 0, 0.03, 0.1, 0.5, 1, 2, 5)
     ax.set_yticks(ticks, [f"{tick:+.0%}" if tick else "0" for tick in ticks])
     ax.minorticks_off()
-    finish(ax, "staleness: total variation over the 95 % band of chance", "throughput: prediction off by")
+    finish(
+        ax, "staleness: total variation over the 95 % band of chance", "throughput with equal times: prediction off by"
+    )
     ax.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     save(figure, path)
 
@@ -418,6 +468,7 @@ def write(rows: list[Figures], head: str) -> None:
 @click.option("--fresh", is_flag=True, help="Record anew what an earlier start at this commit has recorded.")
 def main(quick: bool, only: str, fresh: bool) -> None:
     """Record, calibrate, predict, compare; print the tables and write them."""
+    keep_freed_memory()  # as the command does
     measured_at = commit()
     folder = ROOT / "runs" / "fidelity" / (measured_at.replace(" ", "-") + "-quick" * quick)
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import resource
 import signal
 import sys
 import threading
@@ -42,6 +43,26 @@ class Bowl:
         if self.seconds:
             time.sleep(self.seconds)
         return x
+
+
+class Fetching(Bowl):
+    """A gradient is minus the number of pages that its arrays have taken from the kernel; so the model counts them.
+
+    They are three: glibc keeps twice the largest array that it has ever seen freed.
+    """
+
+    ARRAYS, LENGTH = 3, 60_000
+
+    def initial(self, seed: int, replica: Any) -> np.ndarray:
+        """Return 0."""
+        return np.zeros((*np.shape(replica), self.dimension))
+
+    def gradient(self, x: np.ndarray) -> np.ndarray:
+        """Return minus the number of pages, in each coordinate."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        arrays = [np.ones(self.LENGTH) for _ in range(self.ARRAYS)]
+        del arrays
+        return np.full(self.dimension, float(before - resource.getrusage(resource.RUSAGE_SELF).ru_minflt))
 
 
 class At(Bowl):

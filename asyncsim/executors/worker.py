@@ -19,6 +19,7 @@ import threading
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
+from asyncsim.allocator import keep_freed_memory
 from asyncsim.executors import failure_of, function_named
 
 #: Linux: the signal that the kernel sends when the parent has died.
@@ -32,6 +33,7 @@ def main() -> None:
     """Answer tasks until the input ends."""
     name, parent = sys.argv[1], int(sys.argv[2])
     die_with(parent)
+    keep_freed_memory()
     faulthandler.enable()  # a crash, and the signal that ends a hanging task, leave a traceback
     inbox: SimpleQueue[bytes] = SimpleQueue()
     tasks, answers = _own_channels()

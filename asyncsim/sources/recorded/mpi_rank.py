@@ -22,6 +22,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, wait
 from typing import Any
 
+from asyncsim.allocator import keep_freed_memory
 from asyncsim.executors.worker import die_with
 from asyncsim.scenario import ScenarioError
 from asyncsim.sources.recorded import interrupts
@@ -52,6 +53,7 @@ def main() -> None:
             os.setsid()
             die_with(guard)
             lifeline.close()
+            keep_freed_memory()
             _be_rank(address, ranks)
     sys.stdout.flush()
     os._exit(0)  # MPI's own end waits for every rank, also for those that are gone

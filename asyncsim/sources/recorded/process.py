@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
+from asyncsim.allocator import keep_freed_memory
 from asyncsim.executors.worker import die_with
 from asyncsim.sources.recorded.messages import Failed, Model, Ready, SharedJob
 from asyncsim.sources.recorded.processes import unpack
@@ -72,6 +73,7 @@ def main() -> None:
     backend, arguments = sys.argv[1], sys.argv[6:]
     descriptor, file, worker, parent = (int(argument) for argument in sys.argv[2:6])
     die_with(parent)
+    keep_freed_memory()
     faulthandler.enable()
     connection = Connection(os.dup(descriptor))  # a low number; whom the user's own code starts does not keep it open
     os.close(descriptor)
