@@ -4,7 +4,6 @@ import ctypes
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 import asyncsim
