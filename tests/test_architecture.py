@@ -14,19 +14,8 @@ PACKAGE = Path(asyncsim.__file__).parent
 
 #: Lower layers first; a module may import its own layer and those before it.
 LAYERS = [
-    [
-        "allocator",
-        "blocks",
-        "checksums",
-        "compiling",
-        "completed",
-        "spec",
-        "streams",
-        "columns",
-        "documents",
-        "theory",
-        "executors",
-    ],
+    ["allocator", "blocks", "checksums", "compiling", "completed", "spec", "streams", "columns", "documents", "theory"],
+    ["executors"],
     ["trace", "rules", "checking", "windows", "stored", "computed", "durations", "sampler", "staleness_laws", "slots"],
     ["network", "mixing", "policies", "staleness", "noise", "estimates", "problems", "compressors"],
     ["methods", "certificate"],
