@@ -44,6 +44,7 @@ from threadpoolctl import threadpool_limits  # noqa: E402
 from timing import commit, take_turns  # noqa: E402
 
 import asyncsim  # noqa: E402
+from asyncsim.allocator import keep_freed_memory  # noqa: E402
 from asyncsim.methods import SEACD  # noqa: E402
 from asyncsim.problems.matrix_factorization import NonNegativeFactorization  # noqa: E402
 from asyncsim.scenario import Metrics, build  # noqa: E402
@@ -307,6 +308,7 @@ def beside(problem: NonNegativeFactorization) -> dict[str, Any]:
 @click.option("--costs", "only_costs", is_flag=True, help="Nothing in wall time: writes the other sections anew.")
 def main(file: str | None, quick: bool, only_costs: bool) -> None:
     """Factor a photograph (FILE, or one of scikit-learn's), and write factorization.md and factorization.png."""
+    keep_freed_memory()  # as SEACD's workers do
     partial_results = Path(tempfile.gettempdir(), "asyncsim-factorization.json")
     with tempfile.TemporaryDirectory() as folder:
         path = photograph(file, folder)
