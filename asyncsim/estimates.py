@@ -71,7 +71,8 @@ class Growth:
 
     `added` is the slope of a line, `factor` the exponential of that of a line through the logarithms, `bend` what the
     slope grows by, as a share of it: 0 where the same is added each time, and log `factor` or so where each multiplies.
-    Each is (mean over replicas, low, high). `numbers` are those that the fit rests on.
+    Each is (mean over replicas, low, high), and NaN where it has no meaning: `factor` if not all values are positive,
+    `bend` if some replicas grow and others do not. `numbers` are those that the fit rests on.
     """
 
     numbers: tuple[float, ...]
@@ -101,8 +102,10 @@ def fit_growth(numbers: np.ndarray, values: np.ndarray, *, confidence: float = 0
     number, values = number[-half:], values[:, -half:]
     if number.size < 3 or len(values) < 2:
         return None
-    slope, logs = (np.polyfit(number, each, 1)[0] for each in (values.T, np.log(values.T)))
-    bend = 2.0 * np.polyfit(number, values.T, 2)[0] / slope
+    slope, nothing = np.polyfit(number, values.T, 1)[0], np.full(len(values), np.nan)
+    logs = np.polyfit(number, np.log(values.T), 1)[0] if (values > 0).all() else nothing
+    alike = (slope > 0).all() or (slope < 0).all()
+    bend = 2.0 * np.polyfit(number, values.T, 2)[0] / slope if alike else nothing
 
     def interval(each: np.ndarray) -> tuple[float, float, float]:
         width = stats.t.ppf(0.5 + confidence / 2, len(each) - 1) * each.std(ddof=1) / len(each) ** 0.5

@@ -253,10 +253,13 @@ def what_grew(results: DataFrame, paths: list[str]) -> tuple[DataFrame, str, str
         value, measured = results["updates"].where(results["finished"]), "updates to the method's own end"
     else:
         return None
+    results = results.assign(_took=value.astype(float))
+    paths = [path for path in paths if path == number or path in _telling(results, paths, ["replica"], "_took")]
+    results = results.drop_duplicates([*paths, "replica"])
     moving = [path for path in paths if results.groupby(path, dropna=False)[number].nunique().max() > 1]
     frame = _labelled(results, [path for path in moving if path != number])
-    frame = frame[["replica", "label"]].assign(number=results[number], value=value.astype(float))
-    return (frame, _said(number), measured) if value.notna().any() else None
+    frame = frame[["replica", "label"]].assign(number=results[number], value=results["_took"])
+    return (frame, _said(number), measured) if frame["value"].notna().any() else None
 
 
 def _said(path: str) -> str:
@@ -316,15 +319,35 @@ def _best(frame: DataFrame, tuned: DataFrame | None, paths: list[str]) -> DataFr
 
 
 def _curves(curves: DataFrame, unit: str, tuned: DataFrame | None, paths: list[str]) -> Iterator[Picture]:
-    """Yield the first metric against updates and against time, one line per cell or, where tuned, per best cell."""
-    frame = _labelled(_best(curves, tuned, paths), paths)
-    if not 0 < frame["label"].nunique() <= MOST_LINES:
-        return
-    names = [str(name) for name in frame["metric"].unique()]
-    metric = names[0]
-    yield from _measured(frame, [name for name in names if name != "energy"])
-    if frame["time"].notna().all():
-        yield "loss_time", lambda ax: plots.loss(ax, frame, metric=metric, against="time", time_unit=unit)
+    """Yield the first metric against updates and against time, one line per cell or, where tuned, per best cell.
+
+    Where there are no times, machines that change nothing else are one line.
+    """
+    best = _best(curves, tuned, paths)
+    names = [str(name) for name in best["metric"].unique()]
+    place = ["replica", "update", "metric"]
+    telling = _telling(best, paths, place, "value")
+    timeless = _labelled(best.drop_duplicates([*telling, *place]), telling)
+    if 0 < timeless["label"].nunique() <= MOST_LINES:
+        yield from _measured(timeless, [name for name in names if name != "energy"])
+    frame = _labelled(best, paths)
+    if 0 < frame["label"].nunique() <= MOST_LINES and frame["time"].notna().all():
+        yield "loss_time", lambda ax: plots.loss(ax, frame, metric=names[0], against="time", time_unit=unit)
+
+
+def _telling(frame: DataFrame, paths: list[str], place: list[str], value: str) -> list[str]:
+    """Return the paths without those of machines (network, service) on which the value depends at no place.
+
+    Methods that do the same all the same keep their lines: that they do is worth seeing.
+    """
+    kept = list(paths)
+    for path in [path for path in paths if path.startswith("cluster.")]:
+        others = [other for other in kept if other != path]
+        groups = frame.groupby([*others, *place], dropna=False, observed=True)
+        cells = groups[path].nunique(dropna=False)
+        if cells.min() == cells.max() > 1 and groups[value].nunique(dropna=False).max() == 1:
+            kept = others
+    return kept
 
 
 def _labelled(frame: DataFrame, paths: list[str]) -> DataFrame:

@@ -154,7 +154,8 @@ def loss(
     `frame` has the columns replica, update, time, metric, value and, to compare several runs, `label`; the argument
     `label` names a frame that has none. Bytes are those of the metric "bytes" at the same versions. Between two
     measurements a replica is on the straight line that joins them, and after its end it keeps its last value. The value
-    axis is logarithmic where all values are positive and span more than a factor of ten, and that of bytes always.
+    axis is logarithmic where all values are positive and span more than a factor of ten, that of times where one curve
+    ends ten times as late as another, and that of bytes always.
     """
     if against not in ("update", "time", "bytes"):
         raise ValueError(f"loss: against must be 'update', 'time' or 'bytes', got {against!r}")
@@ -166,11 +167,13 @@ def loss(
     refuse_empty("loss", frame, f"no '{metric}' with a known {against}; its metrics: {', '.join(have)}")
 
     groups = list(groups_of(frame, label or ""))
+    ends = [float(rows[against].max()) for _, _, rows in groups]
+    wide = against == "bytes" or (against == "time" and max(ends) > 10 * min(ends) > 0)
     low, high, replicas = np.inf, -np.inf, 0
     for name, colour, rows in groups:
         curves = [curve.sort_values(against) for _, curve in rows.groupby("replica")]
         points = [curve[against].to_numpy(dtype=np.float64) for curve in curves]
-        grid = _grid(points)
+        grid = _grid(points, wide=wide)
         table = np.stack(
             [
                 _joined(at, curve["value"].to_numpy(dtype=np.float64), grid)
@@ -191,7 +194,7 @@ def loss(
     if replicas > 1:
         note(ax, f"median and 10–90 % band of {replicas} replicas")
     ax.margins(x=0.01)
-    if against == "bytes":
+    if wide:
         ax.set_xscale("log")
     where = {"update": "updates", "time": f"time ({time_unit})", "bytes": "bytes sent by a worker"}[against]
     return finish(ax, where, metric.replace("_", " "), legend=len(groups) > 1 or label is not None)
@@ -206,10 +209,14 @@ def _with_bytes(frame: DataFrame) -> DataFrame:
     return frame[frame["bytes"] > 0]
 
 
-def _grid(points: list[np.ndarray]) -> np.ndarray:
-    """Return the points at which replicas are compared: their own where they share them, else 400 evenly spaced."""
+def _grid(points: list[np.ndarray], *, wide: bool) -> np.ndarray:
+    """Return the points at which replicas are compared: their own where they share them, else 400 evenly spaced.
+
+    On a `wide` axis, which is logarithmic, they are positive and evenly spaced there.
+    """
     own = np.unique(np.concatenate(points))
-    return own if own.size <= 400 else np.linspace(own[0], own[-1], 400)
+    own = own[own > 0] if wide else own
+    return own if own.size <= 400 else (np.geomspace if wide else np.linspace)(own[0], own[-1], 400)
 
 
 def _quantile(table: np.ndarray, share: float) -> np.ndarray:

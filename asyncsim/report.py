@@ -99,12 +99,17 @@ def shown(value: Any) -> str:
 
 
 def sweep_lines(scenario: Scenario, frame: Any, folder: Path) -> list[str]:
-    """Return a sweep's results as a table: one line per cell, means over replicas; then what was tuned."""
+    """Return a sweep's results as a table: one line per cell, means over replicas; then what was tuned.
+
+    Where some replicas did not reach the target, what it took is the mean of the others, and `reached` is their share.
+    """
     import pandas as pd
     import pyarrow.parquet as pq
 
     swept = list(frame.columns[: list(frame.columns).index("replica")])
     lines = [f"{scenario.name}: {frame.groupby(swept, dropna=False).ngroups} cells, means over replicas"]
+    if "updates_to_target" in frame and frame["updates_to_target"].isna().any():
+        frame = frame.assign(reached=frame["updates_to_target"].notna())
     table = frame.drop(columns="replica").groupby(swept, sort=False, dropna=False).mean(numeric_only=True)
     table = table[[name for name in table if _is_shown(name, table)]]
     with pd.option_context("display.width", 200, "display.max_columns", 30):
@@ -144,7 +149,9 @@ def growth_lines(frame: Any, swept: list[str]) -> list[str]:
             ends = (shown(round(10**end if wide else end, 9)) for end in (fit.numbers[0], fit.numbers[-1]))
             parts = (("+", fit.added), ("×", fit.factor), ("bend", fit.bend))
             said = ", ".join(
-                f"{sign} {shown(mean)} ({shown(low)} to {shown(high)})" for sign, (mean, low, high) in parts
+                f"{sign} {shown(mean)} ({shown(low)} to {shown(high)})"
+                for sign, (mean, low, high) in parts
+                if not math.isnan(mean)
             )
             unit = "each factor of ten" if wide else "each"
             lines.append(f"  {label}{': ' * bool(label)}{unit}, from {' to '.join(ends)}: {said}")

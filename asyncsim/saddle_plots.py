@@ -89,17 +89,18 @@ def scaling(ax: Axes, frame: DataFrame, *, name: str, measured: str) -> Axes:
 
     `frame` has the columns replica, number, value (NaN where a replica did not arrive) and, to compare several methods,
     `label`. `name` and `measured` say what number and value are. Where more than half of the replicas did not arrive
-    there is no median; a cross at the top says so.
+    there is no median; a cross at the top says so. On a logarithmic axis a bar that begins at 0 begins at the bottom.
     """
     frame = checked("scaling", frame, "replica", "number", "value")
     refuse_empty("scaling", frame["value"].dropna(), "no replica arrived")
-    missed = False
+    missed, lowest = False, np.inf
     for label, colour, rows in groups_of(frame):
         cells = rows.groupby("number")["value"]
         number = np.unique(rows["number"].to_numpy())
         table = [cells.get_group(place).fillna(np.inf).to_numpy(dtype=np.float64) for place in number]
         middle = np.array([np.median(values) for values in table])
         arrived = np.isfinite(middle)
+        lowest = min(lowest, middle[arrived].min(initial=np.inf))
         least = np.array([values.min() for values in table])
         most = np.array([values[np.isfinite(values)].max(initial=m) for values, m in zip(table, least, strict=True)])
         ax.plot(number[arrived], middle[arrived], "o-", color=colour, markersize=5, label=label or None)
@@ -111,7 +112,10 @@ def scaling(ax: Axes, frame: DataFrame, *, name: str, measured: str) -> Axes:
     numbers, values = frame["number"].to_numpy(dtype=np.float64), frame["value"].dropna().to_numpy(dtype=np.float64)
     if numbers.min() > 0 and numbers.max() > WIDE * numbers.min():
         ax.set_xscale("log")
-    if values.min() > 0 and values.max() > 10 * values.min():
-        log_scale(ax, values.min(), values.max())
-    note(ax, "median, least and most of the replicas" + "; cross: most did not arrive" * missed)
+    positive = values[values > 0]
+    if lowest > 0 and positive.size and positive.max() > 10 * positive.min():
+        log_scale(ax, positive.min(), positive.max())
+        ax.set_ylim(bottom=0.7 * positive.min())
+    some = " that arrived" * bool(frame["value"].isna().any())
+    note(ax, f"median of the replicas; bars: least and most{some}" + "; cross: most did not arrive" * missed)
     return finish(ax, name, measured, legend="label" in frame)

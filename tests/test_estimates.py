@@ -282,3 +282,15 @@ def test_growth_looks_at_numbers_where_everybody_arrived():
     values[0, 2:] = np.nan
     assert fit_growth(numbers, values) is None  # two numbers are left
     assert fit_growth(numbers, growing(lambda d: d, replicas=1)[1]) is None
+
+
+def test_growth_says_nothing_of_factors_from_zero_and_of_the_bend_of_replicas_that_disagree():
+    numbers, values = growing(lambda d: 10.0 * d, replicas=4)
+    values[1] = [0.0, 0, 0, 0, 0, 30, 20, 10]  # grows all the same, and has no factor
+    fit = fit_growth(numbers, values)
+    assert np.isnan(fit.factor).all()
+    assert np.isfinite([fit.added, fit.bend]).all()
+    values[1] = 100.0 - values[0]
+    fit = fit_growth(numbers, values)
+    assert np.isnan(fit.bend).all()
+    assert np.isfinite([fit.added, fit.factor]).all()

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from asyncsim import plots
+from asyncsim import pictures, plots
 from asyncsim.trace import APPLIED, CANCELLED, Trace
 
 TARGETS = pd.DataFrame(
@@ -204,6 +204,19 @@ def test_loss_against_time_joins_measurements_by_lines(ax):
     assert "mine" in legend(ax)
 
 
+@pytest.mark.parametrize(("last", "scale"), [(900.0, "linear"), (1100.0, "log")])
+def test_the_time_axis_is_logarithmic_where_one_run_takes_ten_times_as_long(ax, last, scale):
+    time = np.linspace(0.0, 1.0, 1001)
+    parts = [pd.DataFrame({"label": end, "replica": 0, "time": end * time, "value": time}) for end in (100.0, last)]
+    plots.loss(ax, pd.concat(parts).assign(metric="loss"), against="time")
+    assert ax.get_xscale() == scale
+    for (x, y), end in zip(lines(ax), (100.0, last), strict=True):
+        assert x.size == 400
+        assert x[-1] == end
+        assert x[0] == (0.0 if scale == "linear" else end / 1000)  # no place for 0
+        np.testing.assert_allclose(y, x / end, rtol=1e-9)
+
+
 def test_loss_against_bytes_stands_where_the_bytes_of_its_version_were_sent(ax):
     sent = METRICS[METRICS["metric"] == "loss"].assign(metric="bytes")
     frame = pd.concat([METRICS, sent.assign(value=100.0 * sent["update"])])
@@ -288,6 +301,33 @@ def test_time_to_target_shows_means_replicas_and_failures(ax):
     assert [text.get_text() for text in ax.texts] == ["1 of 3 did not reach it", "2 of 2 did not reach it"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["sync", "async", "never"]
     assert legend(ax) == ["theory", "mean", "replica"]
+
+
+def test_machines_that_change_nothing_but_times_are_one_line(ax):
+    """Two networks: in rounds they lead to the same models, without rounds they do not."""
+    cells = [
+        METRICS.assign(time=slow * METRICS["time"], value=fraction * METRICS["value"])
+        .assign(**{"cluster.network.bandwidth": 1.0 / slow, "method.step": fraction})
+        for slow in (1.0, 5.0) for fraction in (0.1, 1.0)
+    ]  # fmt: skip
+    paths = ["cluster.network.bandwidth", "method.step"]
+
+    def labels(frame):
+        drawn = {}
+        for name, draw in pictures._curves(frame, "s", None, paths):
+            drawn[name] = legend(draw(plots.new_figure()[1]))
+        return drawn
+
+    both = ["bandwidth 1, step 0.1", "bandwidth 1, step 1", "bandwidth 0.2, step 0.1", "bandwidth 0.2, step 1"]
+    alike = pd.concat(cells, ignore_index=True)
+    steps = ["step 0.1", "step 1"]
+    assert labels(alike) == {"loss": steps, "grad_norm": steps, "loss_time": both}
+    other = alike.copy()
+    other.loc[len(other) - 1, "value"] += 1e-9
+    assert labels(other) == {"loss": both, "grad_norm": both, "loss_time": both}
+    assert labels(alike.iloc[:-1])["loss"] == both  # one has not come as far
+    same_steps = alike.assign(value=alike.groupby(["replica", "update", "metric"])["value"].transform("max"))
+    assert labels(same_steps)["loss"] == steps  # methods that do the same keep their lines
 
 
 # --- the schedule -------------------------------------------------------------------------------------------------

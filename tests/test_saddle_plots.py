@@ -102,8 +102,20 @@ def test_scaling_shows_medians_and_says_where_most_did_not_arrive(ax):
     cross = next(line for line in ax.lines if line.get_marker() == "x")
     assert cross.get_xdata().tolist() == [4]
     assert "most did not arrive" in ax.get_title(loc="right")
+    assert "least and most that arrived" in ax.get_title(loc="right")
     with pytest.raises(ValueError, match="scaling: nothing to draw: no replica arrived"):
         plots.scaling(ax, SCALING.assign(value=np.nan), name="dimension", measured="updates")
+
+
+def test_the_axis_of_scaling_is_logarithmic_though_a_replica_took_nothing(ax):
+    wide = SCALING.assign(value=10.0 * SCALING["value"])
+    wide.loc[wide["number"].eq(1) & wide["replica"].eq(0), "value"] = 0.0
+    plots.scaling(ax, wide, name="dimension", measured="updates")
+    assert ax.get_yscale() == "log"
+    assert ax.get_ylim()[0] == 28.0  # below the least that is positive
+    most, other = wide.assign(value=wide["value"] * (wide["number"] > 1)), plots.new_figure()[1]
+    plots.scaling(other, most, name="dimension", measured="updates")
+    assert other.get_yscale() == "linear"  # there is no place for a median of 0 on the other
 
 
 PLOTS = {
