@@ -107,13 +107,15 @@ def test_the_example_runs():
 
 
 @needs_torch
-def test_starts_by_address_and_leaves_the_generator_alone(pair):
+def test_starts_by_address_and_leaves_the_generators_alone(pair, monkeypatch):
     import torch
 
     problem = pair[0]
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: None)  # `torch.manual_seed` seeds those of GPUs too
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU's generator was seeded"))
     together = problem.initial(SEED, [0, 5])
     assert torch.equal(torch.rand(3), expected)
     np.testing.assert_array_equal(problem.initial(SEED, 5), together[1])
@@ -142,6 +144,7 @@ MISTAKES = {
     "other_features": ("Tanh", {"dataset": "breast_cancer"}, "fails on a sample of shape (1, 30)"),
     "shape": ("Convolution", {"shape": [1, 7, 8]}, "has 56 entries, a sample has 64 features"),
     "device": ("Tanh", {"device": "abacus"}, "'device' 'abacus' cannot be used"),
+    "no_numbers": ("Tanh", {"device": "meta"}, "'device' 'meta' cannot be used"),
     "loss": ("Tanh", {"loss": "hinge"}, "'cross_entropy', 'mse' or 'reconstruction'"),
     "no_reconstruction": ("Tanh", {"loss": "reconstruction"}, "must return what it is given, of shape (1, 64), got"),
     "no_scores": ("Bottleneck", {}, "must return one score per class, shape (1, 10), got (1, 64)"),

@@ -27,11 +27,12 @@ class TorchModule(LabelledData):
     squared error to the sample itself, for modules that return what has its shape. `dataset`, `target`, `scale` and
     `batch` are those of `Softmax`, and files of the MNIST data are read, too.
 
-    All is computed in float64 on `device`, "auto" being the GPU where PyTorch sees one, else the CPU (with one
-    thread, so that the same bits come out on any machine load). Gradients and Hessian-vector products are PyTorch's.
-    The module is evaluated as for prediction: no dropout, and normalisation with the statistics that it came with. Runs
-    begin where the module itself does when PyTorch's generator is seeded with the replica's address; the generator's
-    state is put back. One model at a time (``batched = False``).
+    All is computed in float64 on `device`, "auto" being the GPU where PyTorch sees one, else the CPU. So that the same
+    bits come out again, the CPU has one thread and cuDNN its deterministic algorithms; not all else that a module may
+    do on a GPU has one. Gradients and Hessian-vector products are PyTorch's. The module is evaluated as for
+    prediction: no dropout, and normalisation with the statistics that it came with. Runs begin where the module itself
+    does when it is made on the CPU, whose generator is seeded with the replica's address and put back; so they begin at
+    the same point on every device. One model at a time (``batched = False``).
     """
 
     batched: ClassVar[bool] = False
@@ -65,8 +66,8 @@ class TorchModule(LabelledData):
         import torch
 
         try:
-            torch.empty(1, device=self._device)
-        except (RuntimeError, AssertionError) as error:
+            torch.zeros(1, dtype=torch.float64, device=self._device).item()
+        except (RuntimeError, AssertionError, TypeError) as error:  # the last where there are no such numbers
             raise refuse(f"'device' '{self.device}' cannot be used: {str(error).splitlines()[0]}") from error
 
     def _check_scores(self) -> None:
@@ -119,9 +120,9 @@ class TorchModule(LabelledData):
         for place, one in enumerate(np.ravel(replica)):
             with torch.random.fork_rng(devices=[]):
                 word = streams.integers(seed, int(one), -1, 0, streams.START, 1, 2**52)[0]
-                torch.manual_seed(int(word))
+                torch.default_generator.manual_seed(int(word))  # and not those of all GPUs too
                 found = _make(self._folder, self.module, json.dumps(self.arguments))
-            flat[place] = np.concatenate([p.detach().double().numpy().ravel() for p in found.parameters()])
+            flat[place] = np.concatenate([p.detach().double().cpu().numpy().ravel() for p in found.parameters()])
         return flat.reshape(*np.shape(replica), -1)
 
     def value(self, x: np.ndarray) -> np.ndarray:
@@ -243,6 +244,7 @@ def _built(folder: str, path: str, arguments: str, device: str) -> Any:
     import torch
 
     torch.set_num_threads(1)
+    torch.backends.cudnn.deterministic = True
     with torch.random.fork_rng(devices=[]):
         made = _make(folder, path, arguments)
     return made.double().to(device).eval() if isinstance(made, torch.nn.Module) else made
