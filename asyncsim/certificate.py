@@ -101,6 +101,20 @@ def certificate(
     return found
 
 
+def acceptable_saddle(problem: Any, epsilon: float, bound: float | None) -> str | None:
+    """Say so where ε makes the strict saddle that the problem knows acceptable: λ_min there is ≥ −√(ρε) = `bound`.
+
+    A method that ends at that saddle is then right to.
+    """
+    saddle = getattr(problem, "strict_saddle", None)
+    if saddle is None or not bound or saddle[1] < bound:
+        return None
+    return (
+        f"epsilon = {epsilon:g} makes the problem's saddle acceptable: its least eigenvalue, {saddle[1]:.3g}, "
+        f"is not below -sqrt(rho epsilon) = {bound:.3g}"
+    )
+
+
 def certificates(problem: Any, method: Any, points: np.ndarray, *, seed: int = 0) -> list[dict[str, Any]]:
     """Return the certificate of each of `points`, shape (replicas, d), with the method's ε, ρ, step and projection."""
     rho = getattr(method, "hessian_lipschitz", None)

@@ -45,6 +45,10 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if target:
         rows.append((f"{target['condition']}: replicas", f"{target['reached']} of {summary['replicas']}", None))
         rows += [(f"{target['condition']}: {what}", target[what], None) for what in ("updates", "time")]
+    orders = [found["order"] for found in summary.get("certificate", [])]
+    for order, words in ((2, "second order"), (1, "first order only")) if orders else ():
+        if order == 2 or order in orders:
+            rows.append((f"stationary, {words}: replicas", f"{orders.count(order)} of {len(orders)}", None))
     region = summary.get("saddle_region", {})
     for what, values in region.items():
         rows.append((f"in the saddle region: {what}", sum(values) / len(values), None))
@@ -76,6 +80,9 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     for name in ("momentum", "rate"):
         if "refused" in summary.get(name, {}):
             lines.append(f"{name} not fitted: {summary[name]['refused']}")
+    reasons = [found.get("first_order_only") for found in summary.get("certificate", [])]
+    lines += [f"no certificate of second order: {reason}" for reason in dict.fromkeys(reasons) if reason]
+    lines += [f"warning: {warning}" for warning in summary.get("method", {}).get("warnings", [])]
     return lines
 
 

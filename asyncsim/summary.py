@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from asyncsim import estimates, staleness, theory
-from asyncsim.certificate import certificates
+from asyncsim.certificate import acceptable_saddle, certificates
 from asyncsim.methods import SEACD
 from asyncsim.prediction import predict
 from asyncsim.problems.base import complete
@@ -112,21 +112,26 @@ def _of_method(scenario: Scenario, run: Run) -> dict[str, Any]:
         return {}
     method, problem = scenario.method, complete(scenario.problem)
     found: dict[str, Any] = {}
+    warnings: list[str] = []
     if run.facts:
         found["method"] = {name: values.tolist() for name, values in run.facts.items()}
     if isinstance(method, SEACD):
         parameters = method.parameters(problem)._asdict()
-        warnings, late = list(parameters.pop("warnings")), int(run.facts["late"].sum())
-        if late:
-            limit = method.delay_bound
-            warnings.append(f"{late:,} gradients were staler than delay_bound = {limit}: the energy may rise")
-        found["method"] |= {"parameters": parameters, "warnings": warnings}
+        warnings += parameters.pop("warnings")
+        found["method"]["parameters"] = parameters
     if getattr(method, "epsilon", None) is not None:
         found["certificate"] = certificates(problem, method, run.final_iterates, seed=scenario.seed)
         bound = next((known["bound"] for known in found["certificate"]), None)
+        note = acceptable_saddle(problem, method.epsilon, bound)  # type: ignore[union-attr]
+        warnings += [] if note is None else [note]
         spent = time_in_saddle_region(run, method, bound)
         if spent is not None:
             found["saddle_region"] = {name: values.tolist() for name, values in spent.items()}
+    if isinstance(method, SEACD) and (late := int(run.facts["late"].sum())):
+        limit = method.delay_bound
+        warnings.append(f"{late:,} gradients were staler than delay_bound = {limit}: the energy may rise")
+    if warnings or isinstance(method, SEACD):
+        found.setdefault("method", {})["warnings"] = warnings
     return found
 
 

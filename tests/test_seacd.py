@@ -12,11 +12,12 @@ from pydantic import Field
 import asyncsim
 from asyncsim.blocks import block_bounds
 from asyncsim.certificate import certificate, smallest_eigenvalue
-from asyncsim.methods import GD, PSGD, SEACD, NoisyGD, SaddleNGD
+from asyncsim.methods import GD, PGD, PSGD, SEACD, NoisyGD, SaddleNGD
 from asyncsim.methods.serial import serial_seacd
 from asyncsim.problems import Quadratic, Saddle
 from asyncsim.problems.base import Problem
 from asyncsim.replay import Replayer, replay
+from asyncsim.report import summary_lines
 from asyncsim.scenario import ScenarioError, build
 from asyncsim.sources import simulate
 from asyncsim.sources.slow_worker import slow_worker_trace
@@ -127,10 +128,13 @@ def test_noise_leaves_the_saddle(name):
 
 
 def test_an_accuracy_that_makes_the_saddle_acceptable_is_said():
-    run = asyncsim.run(scenario(Saddle(dimension=4), SEACD(delay_bound=4, epsilon=0.2, blocks=2), updates=10))
-    assert "makes the problem's saddle acceptable" in run.summary["method"]["warnings"][-1]
-    fine = asyncsim.run(scenario(Saddle(dimension=4), SEACD(delay_bound=4, epsilon=0.1, blocks=2), updates=10))
-    assert not any("acceptable" in warning for warning in fine.summary["method"]["warnings"])
+    methods = SEACD(delay_bound=4, epsilon=0.2), PGD(step=0.05, epsilon=0.2, radius=0.01, escape_time=50)
+    for method in methods:
+        run = asyncsim.run(scenario(Saddle(dimension=4), method, updates=10))
+        assert "makes the problem's saddle acceptable" in run.summary["method"]["warnings"][-1]
+        assert summary_lines(run.summary)[-1] == f"warning: {run.summary['method']['warnings'][-1]}"
+        fine = asyncsim.run(scenario(Saddle(dimension=4), method.model_copy(update={"epsilon": 0.1}), updates=10))
+        assert not any("acceptable" in line for line in summary_lines(fine.summary))
 
 
 # --- the energy -------------------------------------------------------------------------------------------------------
@@ -421,6 +425,7 @@ def test_gradients_beyond_the_delay_bound_are_used_counted_and_warned_of():
     late = run.summary["method"]["late"][0]
     assert 0 < late <= int((trace.staleness() > 2).sum())
     assert f"{late:,} gradients were staler than delay_bound = 2" in run.summary["method"]["warnings"][-1]
+    assert f"{late:,} gradients were staler" in summary_lines(run.summary)[-1]
 
 
 # --- accelerated ------------------------------------------------------------------------------------------------------
@@ -576,6 +581,7 @@ def test_a_run_has_its_metrics_and_a_certificate_of_every_replica():
     )
     run = asyncsim.run(described)
     assert [found["order"] for found in run.summary["certificate"]] == [2, 2]
+    assert f"{'stationary, second order: replicas':<34}{'2 of 2':>12}" in summary_lines(run.summary)
     table = run.metrics.pivot_table(index=["replica", "update"], columns="metric", values="value", observed=True)
     assert (table["energy"] >= table["loss"]).all()
     assert table["lambda_min"].iloc[0] == -1.0

@@ -203,7 +203,7 @@ class SEACD(Method):
             raise ValueError(
                 f"rho, the Hessian's Lipschitz constant, is {said}: give 'hessian_lipschitz' or 'escape_time'"
             )
-        found = escape_parameters(
+        return escape_parameters(
             dimension=problem.dimension,
             epsilon=self.epsilon,
             delta=self.delta,
@@ -219,15 +219,6 @@ class SEACD(Method):
             decrease=self.decrease,
             large_step=self.large_step,
         )
-        saddle = getattr(problem, "strict_saddle", None)
-        lowest = -math.sqrt((rho or 0.0) * self.epsilon)
-        if saddle is not None and rho and saddle[1] >= lowest:
-            note = (
-                f"epsilon = {self.epsilon:g} makes the problem's saddle acceptable: its least eigenvalue, "
-                f"{saddle[1]:.3g}, is not below -sqrt(rho epsilon) = {lowest:.3g}"
-            )
-            found = found._replace(warnings=(*found.warnings, note))
-        return found
 
     def check(self, problem: Problem, workers: int) -> None:
         """Raise ValueError where problem, workers and parameters do not go together."""
