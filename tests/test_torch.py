@@ -9,7 +9,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 import asyncsim
+from asyncsim.experiment import make_trace
 from asyncsim.problems import AnyProblem, Autoencoder, ConvNetwork, TanhNetwork
+from asyncsim.replay import replay
 from asyncsim.sweep import cells
 from asyncsim.trace import Row
 
@@ -40,7 +42,9 @@ def test_the_numbers_are_those_of_the_network_in_numpy(pair):
     assert ours.accuracy(x) == numpy.accuracy(x)
     np.testing.assert_allclose(ours.gradient(x), numpy.gradient(x), atol=1e-14)
     np.testing.assert_allclose(ours.stochastic_gradient(x, row), numpy.stochastic_gradient(x, row), atol=1e-14)
-    np.testing.assert_allclose(ours.block_gradient(x, slice(3, 9)), numpy.gradient(x)[3:9], atol=1e-14)
+    for block in (slice(3, 9), slice(250, 270), slice(275, None)):  # of the first layer, of both, of the last
+        np.testing.assert_allclose(ours.block_gradient(x, block), numpy.gradient(x)[block], atol=1e-14)
+        assert ours.block_value_and_gradient(x, block)[0] == ours.value(x)
     np.testing.assert_allclose(ours.hessian_vector(x, vector), numpy.hessian_vector(x, vector), atol=1e-12)
     assert np.abs(ours.hessian_vector(x, vector)).max() > 1e-3
 
@@ -104,6 +108,33 @@ def test_the_example_runs():
     assert noisy.method.noise == 0.01
     assert set(run.metrics["metric"]) == {"loss", "grad_norm"}
     assert np.isfinite(run.metrics["value"]).all()
+
+
+@needs_torch
+def test_the_classifier_is_the_convolutional_network_in_numpy(monkeypatch):
+    """Weights of the dense layer are in another order; 28 × 28 pixels make the 29 330 parameters of the report's."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from classifier import classifier
+
+    assert sum(each.numel() for each in classifier().parameters()) == 29_330
+    example = asyncsim.load(EXAMPLES / "seacd_classifier.toml", overrides={"problem.device": "cpu"})
+    ours, numpy = example.problem, ConvNetwork(filters=20, kernel=5)
+    x = np.random.default_rng(0).normal(size=ours.dimension)
+    filters, bias, dense, dense_bias = np.split(x, np.cumsum([20 * 25, 20, 10 * 20 * 4]))
+    dense = dense.reshape(10, 20, 4).swapaxes(1, 2).ravel()
+    assert ours.value(x) == pytest.approx(numpy.value(np.concatenate([filters, bias, dense, dense_bias])), rel=1e-12)
+
+
+@needs_torch
+def test_seacd_trains_the_classifier():
+    """As the scenario has it, but for a tenth of its updates; the loss at the start is near log(10)."""
+    short = {"run.updates": 100, "metrics.every": 100, "problem.device": "cpu"}
+    seacd = cells(asyncsim.load(EXAMPLES / "seacd_classifier.toml", overrides=short))[1].scenario
+    run = replay(make_trace(seacd), seacd.method, seacd.problem, metrics=seacd.metrics)
+    table = run.metrics.pivot(index="update", columns="metric", values="value")
+    assert table["loss"][0] == pytest.approx(np.log(10.0), abs=0.1)
+    assert table["loss"][100] < 1.0
+    assert table["accuracy"][0] < 0.3 < 0.6 < table["accuracy"][100]
 
 
 @needs_torch

@@ -138,20 +138,30 @@ class TorchModule(LabelledData):
 
     def value_and_gradient(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return f(x) and ∇f(x) from one pass over the data."""
+        return self.block_value_and_gradient(x, slice(None))
+
+    def block_gradient(self, x: np.ndarray, block: slice) -> np.ndarray:
+        """Return the coordinates `block` of ∇f(x)."""
+        return self.block_value_and_gradient(x, block)[1]
+
+    def block_value_and_gradient(self, x: np.ndarray, block: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Return f(x) and the coordinates `block` of ∇f(x) from one pass over the data, back to the block's layers."""
         point = self._tensor(x).requires_grad_()
         value = 0.0
-        for piece in self._pieces():
-            loss = self._loss(point, *piece)
-            loss.backward()
+        for features, classes, count in self._pieces():
+            loss = self._loss(point, features, classes, count, block)
+            if loss.requires_grad:  # not where the block has only parameters that the module does not use
+                loss.backward()
             value += float(loss.detach())
-        return np.asarray(value), point.grad.cpu().numpy()
+        gradient = np.zeros(self.dimension) if point.grad is None else point.grad.cpu().numpy()
+        return np.asarray(value), gradient[block]
 
     def gradient_over(self, x: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """Return the gradient of the mean loss over samples, shape (k,)."""
         features, classes = self._tensors()
         point = self._tensor(x).requires_grad_()
-        for low in range(0, len(samples), 1000):
-            some = self._indices(samples[low : low + 1000])
+        for low in range(0, len(samples), self._at_once):
+            some = self._indices(samples[low : low + self._at_once])
             self._loss(point, features[some], classes[some], len(samples)).backward()
         return np.asarray(point.grad.cpu().numpy())
 
@@ -196,25 +206,34 @@ class TorchModule(LabelledData):
         return _on_device(self.dataset, self.target, self.scale, self.shape, self._device)
 
     def _pieces(self) -> Any:
-        """Yield features, classes and the number of all samples, a thousand samples at a time."""
+        """Yield features, classes and the number of all samples, some samples at a time."""
         features, classes = self._tensors()
-        for low in range(0, len(classes), 1000):
-            yield features[low : low + 1000], classes[low : low + 1000], len(classes)
+        for low in range(0, len(classes), self._at_once):
+            yield features[low : low + self._at_once], classes[low : low + self._at_once], len(classes)
 
-    def _scores(self, point: Any, features: Any) -> Any:
+    @property
+    def _at_once(self) -> int:
+        """How many samples go through the module together: on a CPU so few that its cache has what layers return."""
+        return 100 if self._device == "cpu" else 1000
+
+    def _scores(self, point: Any, features: Any, block: slice = slice(None)) -> Any:
+        """Return the scores; parameters without a coordinate in the block are constants to PyTorch."""
         import torch
 
+        low, high, _ = block.indices(len(point))
         found, parameters, start = self._module(), {}, 0
         for name, parameter in found.named_parameters():
-            parameters[name] = point[start : start + parameter.numel()].view(parameter.shape)
-            start += parameter.numel()
+            end = start + parameter.numel()
+            part = point[start:end].view(parameter.shape)
+            parameters[name] = part if start < high and low < end else part.detach()
+            start = end
         return torch.func.functional_call(found, parameters, (features,))
 
-    def _loss(self, point: Any, features: Any, classes: Any, count: int) -> Any:
+    def _loss(self, point: Any, features: Any, classes: Any, count: int, block: slice = slice(None)) -> Any:
         """Return the losses' sum over `count`."""
         from torch.nn import functional
 
-        scores = self._scores(point, features)
+        scores = self._scores(point, features, block)
         if self.loss == "cross_entropy":
             return functional.cross_entropy(scores, classes, reduction="sum") / count
         if self.loss == "reconstruction":
