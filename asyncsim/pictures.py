@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -370,14 +371,16 @@ def _labelled(frame: DataFrame, paths: list[str]) -> DataFrame:
 
 
 def _short(values: Any) -> Any:
-    """Return tables in words by their kind alone, where the words are many and no other table is of that kind."""
+    """Return tables of many words by their kind, and what not every table of that kind says."""
     if _is_number(values.iloc[0]):
         return values
-    kinds = [str(value).split(" ")[0] for value in values.unique()]
+    words = [re.split(r" (?=\w+=)", str(value)) for value in values.unique()]
 
     def short(value: Any) -> Any:
-        kind = str(value).split(" ")[0]
-        return kind if len(str(value)) > LONGEST_LABEL and kinds.count(kind) == 1 else value
+        kind, *said = re.split(r" (?=\w+=)", str(value))
+        alike = [other for other in words if other[0] == kind]
+        telling = [word for word in said if not all(word in other for other in alike)]
+        return " ".join([kind, *telling]) if len(str(value)) > LONGEST_LABEL else value
 
     return values.map(short)
 

@@ -8,7 +8,7 @@ import pytest
 
 import asyncsim
 from asyncsim import plots
-from asyncsim.pictures import draw_run, draw_sweep
+from asyncsim.pictures import _labelled, draw_run, draw_sweep
 from asyncsim.problems import Saddle
 from asyncsim.report import growth_lines
 from asyncsim.scenario import ScenarioError, build
@@ -188,3 +188,13 @@ def test_a_sweep_says_how_methods_ended_and_draws_what_they_took(tmp_path):
     names = {path.name for path in draw_sweep(tmp_path / "numbers")}
     assert "scaling.png" in names
     assert "landscape.png" not in names
+
+
+def test_long_names_of_one_kind_are_cut_down_to_what_tells_them_apart():
+    plain = "seacd delay_bound=2 epsilon=0.0001 blocks=3 escape_time=500"
+    frame = pd.DataFrame({"method": ["gd step=0.1", plain, f"{plain} projection=box low=-1 momentum=0.8"]})
+    names = _labelled(frame, ["method"])["label"].tolist()
+    assert names == ["gd step=0.1", "seacd", "seacd projection=box low=-1 momentum=0.8"]
+    alone = _labelled(frame.iloc[[0, 2]], ["method"])["label"].tolist()
+    assert alone == ["gd step=0.1", "seacd"]
+    assert _labelled(frame.replace(plain, "seacd blocks=3"), ["method"])["label"][1] == "seacd blocks=3"  # not long
