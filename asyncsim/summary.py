@@ -128,8 +128,8 @@ def _of_method(scenario: Scenario, run: Run) -> dict[str, Any]:
         if spent is not None:
             found["saddle_region"] = {name: values.tolist() for name, values in spent.items()}
     if isinstance(method, SEACD) and (late := int(run.facts["late"].sum())):
-        limit = method.delay_bound
-        warnings.append(f"{late:,} gradients were staler than delay_bound = {limit}: the energy may rise")
+        many = f"{late:,} gradient{'s were' if late > 1 else ' was'}"
+        warnings.append(f"{many} staler than delay_bound = {method.delay_bound}: the energy may rise")
     if warnings or isinstance(method, SEACD):
         found.setdefault("method", {})["warnings"] = warnings
     return found
