@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
+from multiprocessing.managers import BaseProxy
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,7 @@ def unreachable() -> dict[str, tuple[Any, str]]:
 
     main = type("Mine", (real_problems.Bowl,), {"__module__": "__main__", "__qualname__": "Mine"})
     locked = real_problems.Bowl()
-    locked.lock = threading.Lock()  # type: ignore[attr-defined]
+    locked.lock = threading.Lock()
     return {
         "script": (main(), "class 'Mine' is defined in the script that runs, or in a notebook, where worker processes"),
         "function": (Local(), f"class 'unreachable.<locals>.Local' of {__name__} is defined within a function"),
@@ -494,6 +495,14 @@ def test_what_processes_share_has_no_name_that_could_be_left(backend: str) -> No
 
     asyncsim.record(own(real_problems.Bowl(), backend=backend), progress=progress)
     assert shared == ({"/memfd:asyncsim"} if backend == "shared_memory" else set())
+
+
+def test_a_manager_s_address_is_forgotten_with_its_run() -> None:
+    """The library keeps an entry of 2 KiB for each address, and every run has its own."""
+    known: dict[Any, Any] = BaseProxy._address_to_local
+    before = set(known)
+    asyncsim.record(scenario(backend="manager", wait="none", updates=5))
+    assert set(known) == before
 
 
 # --- interrupts ---

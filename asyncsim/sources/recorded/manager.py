@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
-from multiprocessing.managers import BaseManager
+from multiprocessing.managers import BaseManager, BaseProxy
 from queue import Empty, Queue
 from typing import Any
 
@@ -106,6 +106,8 @@ class Manager:
                         stream.close()
             with contextlib.suppress(OSError, ValueError):  # there is no such file on Linux
                 os.unlink(_socket(self.address))
+            # The library keeps what its proxies shared for every address that they ever had.
+            getattr(BaseProxy, "_address_to_local", {}).pop(_socket(self.address), None)
 
     def send(self, worker: int, model: Model) -> None:
         """Send a model."""
