@@ -305,7 +305,10 @@ def compare(a: str, b: str, tolerance: float | None, warmup: int | None, out: st
     A and B are run directories or trace.parquet files. Exit code 1 where they differ.
     """
     from asyncsim.compare import compare as compare_runs
+    from asyncsim.results import refuse_file
 
+    if out is not None:
+        refuse_file(out, (".png", ".svg", ".pdf"), a, b)
     found = compare_runs(a, b, tolerance=tolerance, warmup=warmup)
     click.echo(found)
     if out is not None:
@@ -326,10 +329,12 @@ def export(folder: str, style: str, out: str | None) -> None:
     The timeline is Chrome trace JSON: open it at ui.perfetto.dev to see what every worker did when.
     """
     from asyncsim import export as exports
-    from asyncsim.results import ResultsError, open_run
+    from asyncsim.results import ResultsError, open_run, refuse_file
 
+    ending = ".csv" if style == "csv" else ".json"
+    target = Path(out) if out else Path(folder) / f"trace{ending}"
     run_opened = open_run(folder)
-    target = Path(out) if out else Path(folder) / ("trace.csv" if style == "csv" else "trace.json")
+    refuse_file(target, (ending,))
     if style == "csv":
         exports.to_csv(run_opened.trace, target)
     elif exports.has_timeline(run_opened.trace):
@@ -368,9 +373,10 @@ def import_trace(file: str, out: str, **settings: Any) -> None:
     FILE has one row per gradient (worker; read, start, done, arrive, apply times; read_version, update, staleness), one
     column of delays, or one column per worker with the age of its gradient.
     """
-    from asyncsim.results import write_trace
+    from asyncsim.results import refuse_file, write_trace
     from asyncsim.sources.imported import import_trace as read
 
+    refuse_file(out, (".parquet",), file)
     trace = read(file, **settings)
     write_trace(trace, out)
     mean = trace.staleness().mean()
@@ -393,7 +399,9 @@ def calibrate(source: str, out: str, **settings: Any) -> None:
     The file OUT is a scenario's [cluster], for `extends`. The report says which assumptions hold.
     """
     from asyncsim.calibration import calibrate as fit
+    from asyncsim.results import refuse_file
 
+    refuse_file(out, (".toml",), source)
     found = fit(source, **settings)
     written = found.write(out)
     click.echo("\n".join(found.lines()))

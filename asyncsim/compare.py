@@ -250,20 +250,20 @@ def _settings(runs: tuple[Run, Run], notes: list[str]) -> Iterator[tuple[str, An
     if runs[0].scenario is None or runs[1].scenario is None:
         notes.append("settings not compared: a trace alone does not carry its scenario")
         return
-    a, b = (dict(_flat(run.scenario)) for run in runs)
-    for path in [*a, *(path for path in b if path not in a)]:
-        if a.get(path) != b.get(path) and path not in UNCOMPARED:
-            yield path, a.get(path), b.get(path)
+    yield from _differing(runs[0].scenario, runs[1].scenario)
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, plain value) of nested tables and lists."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        yield path, value
+def _differing(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted path, value in a, value in b) where two values differ; tables and lists part by part."""
+    if not (isinstance(a, dict | list) and type(a) is type(b)):
+        if a != b:
+            yield path, a, b
         return
-    for key, item in items:
-        yield from _flat(item, f"{path}.{key}" if path else str(key))
+    a, b = (value if isinstance(value, dict) else dict(enumerate(value)) for value in (a, b))
+    for key in [*a, *(key for key in b if key not in a)]:
+        inner = f"{path}.{key}" if path else str(key)
+        if inner not in UNCOMPARED:
+            yield from _differing(a.get(key), b.get(key), inner)
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
@@ -429,6 +429,9 @@ def _lines(comparison: Comparison) -> Iterator[str]:
 
 
 def _value(value: Any) -> str:
+    """Return a setting's value in a word; of a table, what it is."""
+    if isinstance(value, dict):
+        value = next((value[key] for key in ("kind", "law", "topology", "set") if key in value), "…")
     return "none" if value is None else str(value)
 
 

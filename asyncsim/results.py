@@ -109,10 +109,8 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 
     Said before a long run rather than after it: a place where nothing can be written is refused too.
     """
-    above = next(parent for parent in (path, *path.absolute().parents) if os.path.exists(parent))
-    if above != path and not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
-        raise ResultsError(f"{path}: cannot be written: {above} is no folder that one may write to")
-    if above != path or (path.is_dir() and not any(path.iterdir())):
+    _refuse_unwritable(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not path.is_dir():
         raise ResultsError(f"{path}: is a file, not a run directory")
@@ -122,6 +120,25 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         early = ended_early(read_json(path / SUMMARY)) is not None if (path / SUMMARY).exists() else False
         what = "a real run that ended early" if early else "a complete run"
         raise ResultsError(f"{path}: holds {what}; choose another --out, or overwrite it with --force")
+
+
+def refuse_file(path: str | Path, endings: tuple[str, ...], *read: str | Path) -> None:
+    """Refuse a name for a file before the work that it is for: its ending, a folder, or a file that is `read`."""
+    path = Path(path)
+    if path.suffix not in endings:
+        raise ResultsError(f"{path}: its name must end in {' or '.join(endings)}")
+    if path.is_dir():
+        raise ResultsError(f"{path}: is a folder; give the name of a file")
+    if path.exists() and any(os.path.exists(source) and path.samefile(source) for source in read):
+        raise ResultsError(f"{path}: is what is to be read; choose another --out")
+    _refuse_unwritable(path)
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Refuse a place where nothing new can be written."""
+    above = next(parent for parent in (path, *path.absolute().parents) if os.path.exists(parent))
+    if above != path and not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise ResultsError(f"{path}: cannot be written: {above} is no folder that one may write to")
 
 
 # --- traces ---

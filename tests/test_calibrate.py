@@ -409,6 +409,10 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         calibrate(trace, warmup=1000)
     with pytest.raises(TraceError, match=r"none\.csv: no such file"):
         calibrate(tmp_path / "none.csv")
+    with pytest.raises(TraceError, match="has 30 workers, not workers = 8"):
+        calibrate(trace, workers=8)
+    with pytest.raises(TraceError, match="--map is for the columns of a table"):
+        calibrate(trace, columns={"worker": "rank"})
 
 
 @pytest.mark.parametrize("updates", [1, 19])
@@ -441,6 +445,8 @@ def test_the_command_writes_nothing_for_bad_input(source: str, tmp_path: Path) -
     assert result.exit_code == 2
     assert result.output.startswith("error: ")
     assert not (tmp_path / "cluster.toml").exists()
+    result = CliRunner().invoke(cli.main, ["calibrate", str(tmp_path / source), "-o", str(tmp_path / "folder")])
+    assert (result.exit_code, result.output) == (2, f"error: {tmp_path / 'folder'}: its name must end in .toml\n")
 
 
 def test_a_run_brings_its_warmup_and_unit(tmp_path: Path) -> None:

@@ -437,6 +437,18 @@ def test_the_command(tmp_path: Path) -> None:
     assert (missing.exit_code, missing.stdout) == (2, "")
     assert missing.stderr == f"error: {tmp_path / 'd'}: no such run directory or trace\n"
     assert invoke(tmp_path / "a", tmp_path / "b", "--tolerance", -1).exit_code == 2
+    jpeg = invoke(tmp_path / "a", tmp_path / "b", "-o", tmp_path / "picture.jpeg")
+    assert (jpeg.exit_code, jpeg.stdout) == (2, "")
+    assert jpeg.stderr == f"error: {tmp_path / 'picture.jpeg'}: its name must end in .png or .svg or .pdf\n"
+
+
+def test_a_part_that_only_one_has_is_a_single_setting() -> None:
+    bare = build({"cluster": {"workers": CLUSTERS["4 exponential"]}, "run": {"updates": 400}})
+    one = compare(run_of(), asyncsim.run(bare))
+    settings = {path: (a, b) for path, a, b in one.settings}
+    assert (settings["problem"][0]["kind"], settings["problem"][1]) == ("quadratic", None)
+    assert "   problem: quadratic | none\n" in str(one)
+    assert not [path for path in settings if path.startswith("problem.")]
 
 
 def test_tails_show_the_share_at_least_so_stale() -> None:

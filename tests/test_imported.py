@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -211,6 +212,8 @@ def test_bad_input_is_one_line(case: str, tmp_path: Path) -> None:
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="no such file"):
         import_trace(tmp_path / "none.csv")
+    with pytest.raises(TraceError, match="is a folder"):
+        import_trace(tmp_path)
     with pytest.raises(TraceError, match="not a parquet file"):
         import_trace(write(tmp_path / "words.parquet", "words"))
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
@@ -238,3 +241,23 @@ def test_the_command_writes_nothing_for_bad_input(arguments: list[str], tmp_path
     result = CliRunner().invoke(cli.main, ["import-trace", str(file), "-o", str(tmp_path / "out.parquet"), *arguments])
     assert result.exit_code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["bad.csv"]
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("trace.csv", "its name must end in .parquet"),
+        ("taken.parquet", "is a folder; give the name of a file"),
+        ("log.parquet", "is what is to be read; choose another --out"),
+        ("log.csv/trace.parquet", "cannot be written"),
+    ],
+)
+def test_the_command_overwrites_nothing_that_it_should_not(out: str, said: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "log.csv", "worker,start,end\n0,0,1\n")
+    pd.read_csv(file).to_parquet(tmp_path / "log.parquet")
+    (tmp_path / "taken.parquet").mkdir()
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
+    result = CliRunner().invoke(cli.main, ["import-trace", str(tmp_path / "log.parquet"), "-o", str(tmp_path / out)])
+    assert result.exit_code == 2
+    assert result.output.startswith(f"error: {tmp_path / out}: {said}")
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -43,8 +43,8 @@ def calibrate(
     warmup
         Updates at the start to leave out; the run's own if left out, else 0.
     workers
-        Number of workers M; that of the trace if left out. From delays that do not say, mean staleness + 1, which holds
-        for any service law where the server answers every update.
+        Number of workers M, where the trace does not say. If left out as well, mean staleness + 1, which holds for any
+        service law where the server answers every update.
     columns
         What the columns of a file are, as for `import_trace`.
     time_unit
@@ -63,6 +63,8 @@ def calibrate(
     [(4, 'gamma', 4)]
     """
     trace, about = _opened(source, columns, workers)
+    if workers is not None and 1 < trace.workers != workers:
+        raise TraceError(f"{_name(source)}: has {trace.workers} workers, not workers = {workers}")
     settings = about.get("run", {})
     warmup = warmup if warmup is not None else int(settings.get("warmup", 0))
     if warmup < 0 or not (trace["read_version"] >= warmup).any():
@@ -89,6 +91,8 @@ def _opened(source: Any, columns: Mapping[str, str] | None, workers: int | None)
     from asyncsim.results import PROVENANCE, open_run, read_json, read_trace
     from asyncsim.sources.imported import import_trace
 
+    if columns and (isinstance(source, Run | Trace) or Path(source).is_dir()):
+        raise TraceError(f"{_name(source)}: --map is for the columns of a table, and a run has a trace's own")
     if isinstance(source, Run | Trace):
         run, about = source, {}
     elif Path(source).is_dir():

@@ -22,7 +22,7 @@ class Sheet:
         """Read the file; raise `TraceError` where it is none."""
         self.path, self.has_header = path, True
         if not Path(path).is_file():
-            raise TraceError(f"{path}: no such file")
+            raise TraceError(f"{path}: {'is a folder' if Path(path).is_dir() else 'no such file'}")
         if Path(path).suffix == ".parquet":
             self._read_parquet()
         else:
