@@ -80,7 +80,7 @@ def row_of_server() -> Callable[[], None]:
 
 def row_in_shared_memory() -> Callable[[], None]:
     """Return what notes the read and writes the row of many gradients, as a worker does it in shared memory."""
-    memory = Memory(Layout(dimension=4, workers=1, blocks=0, extra=0, rows=UPDATES + 1, places=2))
+    memory = Memory(Layout(size=4, workers=1, blocks=0, extra=0, rows=UPDATES + 1, places=2))
     given = scenario(4)
     worker = SharedWorker(memory, SharedJob(given.method, given.problem, 0, 0, 1), 0, None)  # type: ignore[arg-type]
 
@@ -133,7 +133,7 @@ def round_trips(rounds: int = 3, updates: int = 400) -> Iterator[Line]:
 
 def locking(rounds: int = 15) -> Iterator[Line]:
     """A lock of the kernel on a byte, taken and given back by the only one who wants it."""
-    memory = Memory(Layout(dimension=4, workers=1, blocks=0, extra=0, rows=1, places=2))
+    memory = Memory(Layout(size=4, workers=1, blocks=0, extra=0, rows=1, places=2))
 
     def lock() -> None:
         for _ in range(UPDATES):

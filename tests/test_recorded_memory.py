@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -85,3 +87,22 @@ def test_what_outgrows_its_room_is_refused() -> None:
     with pytest.raises(RuntimeError, match="has grown to"):
         memory.keep(1, np.ones(1 << 18))
     memory.close()
+
+
+def test_the_benchmark_of_recording_writes_rows_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the place of a server and of a worker, so it must change with them."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    benchmark = importlib.import_module("benchmarks.recording")
+    made: list[Memory] = []
+
+    def noted(layout: Layout) -> Memory:
+        made.append(Memory(layout))
+        return made[-1]
+
+    monkeypatch.setattr(benchmark, "UPDATES", 3)
+    monkeypatch.setattr(benchmark, "Memory", noted)
+    benchmark.row_of_server()()
+    benchmark.row_in_shared_memory()()
+    assert made[0].log["draw"][:3].tolist() == [0, 1, 2]
+    assert made[0].version == 3
+    made[0].close()
